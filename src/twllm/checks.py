@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from twllm import data
@@ -10,6 +11,8 @@ from twllm.evaluate.sources import DATASETS, find_files, read_items
 from twllm.evaluate.task import find_tasks
 from twllm.model.sizes import SIZES
 from twllm.recipe import Loaded, Recipe
+from twllm.tokens.build import check_licences
+from twllm.tokens.conversation import read_dataset
 from twllm.train.config import OptimConfig
 
 
@@ -24,6 +27,7 @@ def check_recipe(loaded: Loaded) -> None:
     _check_context(recipe, where)
     _check_phases(recipe, where)
     _check_paths(recipe)
+    _check_licences(recipe)
     _check_evaluation(recipe, where)
 
 
@@ -107,6 +111,14 @@ def _check_paths(recipe: Recipe) -> None:
         _check_path(path)
     if "culture" in recipe.evaluate.suites:
         _check_path(recipe.evaluate.questions)
+
+
+def _check_licences(recipe: Recipe) -> None:
+    """The first conversation of each data set that names no licence carries its own (all are checked when tokenised)."""
+    for phase in (recipe.sft, recipe.feedback):
+        for dataset in phase.datasets if phase.enabled else ():
+            if not dataset.license and not dataset.path.startswith(data.PREFIX):
+                check_licences(dataset, islice(read_dataset(dataset), 1))
 
 
 def _check_path(path: str) -> None:

@@ -63,7 +63,8 @@ def build_stages(loaded: Loaded) -> dict[str, Stage]:
     for variant, names in chain.items():
         last[variant] = _add_training(recipe, found, variant, names)
     found += [_evaluate_stage(recipe, variant, model) for variant, model in last.items()]
-    found.append(_release_stage(recipe, last["full"]))
+    sets = tuple(stage.name for stage in found if stage.name in ("corpus", "tokens-sft", "tokens-feedback"))
+    found.append(_release_stage(recipe, last["full"], sets))
     stages: dict[str, Stage] = {}
     for stage in found:
         stages[stage.name] = stage
@@ -101,6 +102,7 @@ def _corpus_stage(recipe: Recipe) -> Stage:
 def _tokenizer_stage(recipe: Recipe) -> Stage:
     datasets = [d for phase in (recipe.sft, recipe.feedback) if phase.enabled for d in phase.datasets]
     config = {"tokenizer": recipe.tokenizer.model_dump(mode="json"), "template": recipe.template.name}
+    chats = [d.model_dump(mode="json", exclude={"weight", "license"}) for d in datasets]  # how their files are read
 
     def run(c: Context) -> Facts:
         from twllm.tokens.train import train_tokenizer, training_texts
@@ -124,7 +126,7 @@ def _tokenizer_stage(recipe: Recipe) -> Stage:
         return Stage(
             "tokenizer", (), {**config, "base": recipe.base.model_dump(mode="json")}, keep, _tokenizer_hashes(recipe)
         )
-    return Stage("tokenizer", ("corpus",), config, run, _file_hashes([d.path for d in datasets]))
+    return Stage("tokenizer", ("corpus",), config | {"datasets": chats}, run, _file_hashes([d.path for d in datasets]))
 
 
 def _token_stages(recipe: Recipe) -> list[Stage]:
@@ -264,12 +266,12 @@ def _evaluate_stage(recipe: Recipe, variant: str, model: str) -> Stage:
     return Stage(f"evaluate-{variant}", (model,), config, run, files)
 
 
-def _release_stage(recipe: Recipe, model: str) -> Stage:
+def _release_stage(recipe: Recipe, model: str, data_sets: tuple[str, ...]) -> Stage:
     def run(c: Context) -> Facts:
         from twllm.release.card import write_release
 
-        return write_release(recipe, c.inputs[model], c.inputs["evaluate-full"], c.out)
+        folders = [c.inputs[name] for name in data_sets]
+        return write_release(recipe, c.inputs[model], c.inputs["evaluate-full"], c.out, folders)
 
-    return Stage(
-        "model", (model, "evaluate-full"), {"name": recipe.name, "release": recipe.release.model_dump(mode="json")}, run
-    )
+    config = {"name": recipe.name, "release": recipe.release.model_dump(mode="json")}
+    return Stage("model", (model, "evaluate-full", *data_sets), config, run)

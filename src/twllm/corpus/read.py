@@ -8,7 +8,7 @@ document, read whole into memory.
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 from twllm.corpus.config import CorpusSource
 from twllm.corpus.document import Document, Dropped
 from twllm.corpus.files import OnBytes, broken_file_errors, decode, kind_of, list_files, open_stream
+from twllm.corpus.rows import BrokenRow, jsonl_rows, parquet_rows
 from twllm.errors import UserError, did_you_mean
 
 STEP = "read"
@@ -124,46 +125,25 @@ def read_file(file: Path, reading: Reading) -> Iterator[Document | Dropped]:
 
 def read_jsonl(file: Path, reading: Reading) -> Iterator[Document | Dropped]:
     """One JSON object a line."""
-    yield from reading.rows(_json_lines(file, reading), file)
-
-
-def _json_lines(file: Path, reading: Reading) -> Iterator[tuple[str, Mapping[str, Any] | Dropped]]:
-    with open_stream(file, reading.on_bytes) as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise ValueError("not an object")
-            except (ValueError, RecursionError) as error:
-                what = f"這一行不是 JSON 物件 (broken JSON line): {error}"
-                excerpt = line[:400].decode("utf-8", "replace")
-                yield str(number), reading.broken("broken_line", what, f"{file}:{number}", excerpt)
-            else:
-                yield str(number), row
+    yield from reading.rows(_told(jsonl_rows(file, reading.on_bytes), file, reading), file)
 
 
 def read_parquet(file: Path, reading: Reading) -> Iterator[Document | Dropped]:
     """One document a row; row groups are read one batch at a time."""
-    yield from reading.rows(_parquet_rows(file, reading), file)
-
-
-def _parquet_rows(file: Path, reading: Reading) -> Iterator[tuple[str, Mapping[str, Any] | Dropped]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    number = 0
-    try:
-        with pq.ParquetFile(file) as table:
-            for batch in table.iter_batches(batch_size=512):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield str(number), row
-    except (pa.ArrowException, OSError) as error:
-        what = f"parquet 檔損壞 (damaged parquet): {str(error)[:200]}"
-        yield str(number + 1), reading.broken("broken_file", what, str(file))
+    yield from reading.rows(_told(parquet_rows(file), file, reading), file)
     reading.on_bytes(file.stat().st_size)
+
+
+def _told(
+    rows: Iterable[tuple[str, Mapping[str, Any] | BrokenRow]], file: Path, reading: Reading
+) -> Iterator[tuple[str, Mapping[str, Any] | Dropped]]:
+    """The rows, each broken one as the drop (or the error) that `reading` makes of it."""
+    for place, row in rows:
+        if isinstance(row, BrokenRow):
+            where = str(file) if row.reason == "broken_file" else f"{file}:{place}"
+            yield place, reading.broken(row.reason, row.what, where, row.excerpt)
+        else:
+            yield place, row
 
 
 def read_text(file: Path, reading: Reading) -> Iterator[Document | Dropped]:

@@ -1,8 +1,10 @@
-"""The funnel of a corpus folder as a table: for the terminal (`twllm corpus report DIR`) and as Markdown."""
+"""A corpus folder's funnel and licences as tables: for the terminal (`twllm corpus report DIR`) and as Markdown."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from twllm.corpus.licences import FLAGS, DataUse
 from twllm.corpus.store import read_funnel
 
 if TYPE_CHECKING:
@@ -70,6 +72,34 @@ def funnel_table(folder: Path | str) -> "Table":
     for row in funnel_rows(folder):
         table.add_row(*map(escape, row))
     return table
+
+
+def licence_table(uses: Iterable[DataUse], title: str) -> "Table":
+    """Licences with rows and flags, and the models that wrote rows: a rich table for the terminal."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("資料 data", "授權 licence", "筆數 rows", "注意 flags", title=escape(title))
+    table.columns[2].justify = "right"
+    for use in uses:
+        for name, rows, flags in use.licence_rows():
+            style = "yellow" if set(flags) - {FLAGS["share_alike"]} else None
+            table.add_row(escape(use.name), escape(name), f"{rows:,}", escape("、".join(flags)), style=style)
+        if flags := use.generator_flags():
+            rows = sum(use.generators.values())
+            table.add_row(
+                escape(use.name), "（資料列寫明 in the rows）", f"{rows:,}", escape("、".join(flags)), style="yellow"
+            )
+    return table
+
+
+def corpus_licences(folder: Path | str) -> DataUse:
+    """The licences of a built corpus, in documents.
+
+    Raises:
+        UserError: the folder is no corpus.
+    """
+    return DataUse(Path(folder).name, "pretrain", read_funnel(folder).get("licenses", {}))
 
 
 def funnel_markdown(folder: Path | str) -> str:

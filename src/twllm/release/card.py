@@ -1,19 +1,29 @@
-"""The final folder: the checkpoint's files and a bilingual model card that says what it was made of and how it scored."""
+"""The final folder: the checkpoint's files and a bilingual model card that says what it was made of and how it scored.
+
+The card lists every data set with its licences, and says at its top when non-commercial, no-derivatives, model-generated or
+unlicensed rows went in: what the rows themselves say, counted when they were read, not what the recipe hopes.
+"""
 
 import json
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from twllm import data
+from twllm.artifact import read_manifest
+from twllm.corpus.licences import DataUse, notices
 from twllm.errors import UserError
 from twllm.recipe import Recipe
 
 FILES = ("*.safetensors", "*.json", "*.jinja", "*.model")
 
 
-def write_release(recipe: Recipe, model: Path, evaluation: Path, out: Path) -> dict[str, Any]:
-    """Copy the checkpoint into `out` and write README.md.
+def write_release(
+    recipe: Recipe, model: Path, evaluation: Path, out: Path, data_folders: Sequence[Path] = ()
+) -> dict[str, Any]:
+    """Copy the checkpoint into `out` and write README.md. `data_folders`: the finished corpus and token stages, whose
+    manifests count the rows of each licence.
 
     Raises:
         UserError: a score is below the recipe's gate (`evaluate.gates`); nothing is released.
@@ -27,7 +37,8 @@ def write_release(recipe: Recipe, model: Path, evaluation: Path, out: Path) -> d
             if file.name != "manifest.json":
                 shutil.copyfile(file, out / file.name)
     metrics = manifest["metrics"]
-    (out / "README.md").write_text(model_card(recipe, metrics["parameters"], scores), encoding="utf-8")
+    uses = data_uses(recipe, [read_manifest(folder) or {} for folder in data_folders])
+    (out / "README.md").write_text(model_card(recipe, metrics["parameters"], scores, uses), encoding="utf-8")
     return {key: metrics[key] for key in ("parameters", "weights_fingerprint", "template_fingerprint")}
 
 
@@ -43,30 +54,65 @@ def check_gates(gates: dict[str, float], scores: dict[str, Any]) -> None:
             )
 
 
-def sources(recipe: Recipe) -> list[tuple[str, str]]:
-    """(name, licence) of every text and conversation source of the recipe."""
-    rows = [(s.name or s.path, s.license) for s in recipe.corpus.sources]
-    rows += [(d.path, d.license) for phase in (recipe.sft, recipe.feedback) if phase.enabled for d in phase.datasets]
-    shown = [
-        (name if name.startswith(data.PREFIX) else Path(name).name, licence or "見資料列 (in the rows)")
-        for name, licence in rows
+def data_uses(recipe: Recipe, manifests: Sequence[Mapping[str, Any]] = ()) -> list[DataUse]:
+    """What every data set of the recipe was used for, with its licences: rows as the stages counted them, 0 where none did."""
+    metrics = {str(manifest.get("stage")): manifest.get("metrics") or {} for manifest in manifests}
+    corpus = metrics.get("corpus", {})
+    uses = []
+    if recipe.corpus.sources:
+        counted = corpus.get("licenses") or {source.license: 0 for source in recipe.corpus.sources}
+        names = "、".join(shown(source.name or source.path) for source in recipe.corpus.sources)
+        uses.append(DataUse(names, "預訓練 pretrain", counted))
+    for phase, config in (("sft", recipe.sft), ("feedback", recipe.feedback)):
+        if not config.enabled:
+            continue
+        for number, dataset in enumerate(config.datasets):
+            facts = metrics.get(f"tokens-{phase}", {}).get(f"{number:03}", {})
+            counted = facts.get("licenses") or {dataset.license: 0}
+            uses.append(DataUse(shown(dataset.path), phase, counted, facts.get("generators") or {}))
+    return uses
+
+
+def shown(name: str) -> str:
+    """A data set's name on the card: no local folders."""
+    return name if name.startswith(data.PREFIX) else Path(name).name
+
+
+def notice_block(uses: Sequence[DataUse]) -> str:
+    """What a reader must know before anything else: non-commercial, model-generated or unlicensed rows; "" for none."""
+    lines = [
+        f"> ⚠️ **{sentence}** {'、'.join(f'{name} {rows:,}' if rows > 1 else name for name, rows in sets.items())}\n"
+        for sentence, sets in notices(uses)
     ]
-    return sorted(set(shown))
+    return ">\n".join(lines) + ("\n" if lines else "")
 
 
-def model_card(recipe: Recipe, parameters: int, scores: dict[str, Any]) -> str:
-    """README.md of the released folder, with the hub's YAML head."""
+def data_table(uses: Sequence[DataUse]) -> str:
+    """One Markdown row for each data set and licence."""
+    rows = []
+    for use in uses:
+        for licence, count, flags in use.licence_rows():
+            flags = (*flags, *use.generator_flags())
+            unread = not count and licence.startswith("（")
+            told = "見資料列 (in the rows)" if unread else licence
+            number = f"{count:,}" if count else ""
+            rows.append(f"| {use.name} | {use.use} | {number} | {told} | {'' if unread else '、'.join(flags)} |\n")
+    return "".join(dict.fromkeys(rows))
+
+
+def model_card(recipe: Recipe, parameters: int, scores: dict[str, Any], uses: Sequence[DataUse] | None = None) -> str:
+    """README.md of the released folder, with the hub's YAML head. `uses` None: what the recipe says, no rows counted."""
+    uses = data_uses(recipe) if uses is None else uses
     base = recipe.base.model or f"從頭訓練 (from scratch, size {recipe.base.size})"
     head = f"---\nlanguage: zh\nlicense: {recipe.release.license}\npipeline_tag: text-generation\ntags: [traditional-chinese, taiwan, twllm]\n---\n"
     table = "".join(f"| {name} | {block['score']:.4f} | {block['n']} |\n" for name, block in scores.items())
-    data_rows = "".join(f"| {name} | {licence} |\n" for name, licence in sources(recipe))
     return (
-        f"{head}\n# {recipe.name}\n\n{recipe.release.description}\n\n"
+        f"{head}\n# {recipe.name}\n\n{notice_block(uses)}{recipe.release.description}\n\n"
         f"說臺灣華語的語言模型，以 [twllm](https://arxiv.org/abs/2311.17487) 訓練。"
         f"A language model for Taiwan Mandarin, trained with twllm.\n\n"
         f"* 起點 (base): {base}\n* 參數 (parameters): {parameters:,}\n* 對話範本 (template): {recipe.template.name}\n\n"
         f"## 分數 (scores)\n\n| 題組 suite | 得分 score | 題數 n |\n|---|---|---|\n{table}\n"
-        f"## 資料 (data)\n\n| 來源 source | 授權 licence |\n|---|---|\n{data_rows}\n"
+        f"## 資料 (data)\n\n| 來源 source | 用途 use | 筆數 rows | 授權 licence | 注意 flags |\n|---|---|---:|---|---|\n{data_table(uses)}\n"
         f"## 使用 (use)\n\n```\ntwllm chat 這個資料夾\n```\n\n"
         f"## 限制 (limits)\n\n回答可能有誤，請查證；不可用於醫療、法律等需要專業判斷的決定。"
         f"Answers may be wrong; not for medical, legal or other professional decisions.\n"

@@ -2,14 +2,14 @@
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from twllm.errors import UserError
 from twllm.tokens.config import DatasetConfig
-from twllm.tokens.conversation import Conversation, read_conversations
+from twllm.tokens.conversation import Conversation, Tally, read_dataset
 from twllm.tokens.shards import write_shard
 from twllm.tokens.tokenizer import ChatTokenizer
 
@@ -116,13 +116,16 @@ def _add_facts(folder: Path, index: dict[str, Any], **facts: Any) -> dict[str, A
     return index
 
 
-def load_rated(path: str | Path, format: str = "messages") -> list[Conversation]:
-    """Conversations rated +1.
+def load_rated(
+    path: str | Path, format: str = "messages", *, dataset: DatasetConfig | None = None, tally: Tally | None = None
+) -> list[Conversation]:
+    """Conversations rated +1 (of `dataset` where it is given, with all its settings).
 
     Raises:
         UserError: a row carries no rating, or none is positive.
     """
-    rows = list(read_conversations(path, format))
+    found = dataset or DatasetConfig.model_validate({"path": str(path), "format": format})
+    rows = list(read_dataset(found, tally))
     if any(row.rating not in (1, -1) for row in rows):
         bad = next(row.id for row in rows if row.rating not in (1, -1))
         raise UserError(
@@ -156,19 +159,42 @@ def tokenize_datasets(
     facts: dict[str, Any] = {}
     kept: list[Conversation] = []
     for number, dataset in enumerate(datasets):
-        rows = (
-            load_rated(dataset.path, dataset.format)
-            if rated
-            else list(read_conversations(dataset.path, dataset.format))
-        )
-        if dataset.license:
-            rows = [row if row.license else replace(row, license=dataset.license) for row in rows]
-        if unlicensed := next((row.id for row in rows if not row.license), None):
-            fix = '在資料列加 "license"，或在配方的 datasets 加 license = "…"'
-            raise UserError("對話沒有授權條款 (no licence)", f"{dataset.path}: {unlicensed}", fix)
+        tally = Tally()
+        if rated:
+            rows = load_rated(dataset.path, dataset=dataset, tally=tally)
+        else:
+            rows = list(read_dataset(dataset, tally))
+        check_licences(dataset, rows)
         train, held = split_held_out(rows, held_out)
         kept += held
-        facts[f"{number:03}"] = {"path": dataset.path, **chat_shard(out / f"{number:03}", train, tokenizer, context)}
+        shard = chat_shard(out / f"{number:03}", train, tokenizer, context)
+        facts[f"{number:03}"] = {"path": dataset.path, **data_facts(rows, tally), **shard}
     if kept:
         facts["held_out"] = chat_shard(out / "held_out", kept, tokenizer, context, may_be_empty=True)
     return facts
+
+
+def check_licences(dataset: DatasetConfig, rows: Iterable[Conversation]) -> None:
+    """Refuse a conversation that has no licence, neither its own nor the data set's.
+
+    Raises:
+        UserError: there is one; it is named.
+    """
+    if unlicensed := next((row.id for row in rows if not row.license), None):
+        fix = '在資料列加 "license"，或在配方的 datasets 加 license = "…"'
+        raise UserError("對話沒有授權條款 (no licence)", f"{dataset.path}: {unlicensed}", fix)
+
+
+def data_facts(rows: Iterable[Conversation], tally: Tally) -> dict[str, Any]:
+    """What the model card and the manifest tell of a data set: rows by licence, by the model that wrote them, left out."""
+    licences, generators = Counter[str](), Counter[str]()
+    for row in rows:
+        licences[row.license] += 1
+        if row.generator:
+            generators[row.generator] += 1
+    return {
+        "licenses": dict(licences.most_common()),
+        "generators": dict(generators.most_common()),
+        "skipped": dict(tally.skipped.most_common()),
+        "repaired": dict(tally.repaired.most_common()),
+    }

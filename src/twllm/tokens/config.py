@@ -28,11 +28,32 @@ class TemplateConfig(Config):
 
 
 class DatasetConfig(Config):
-    """A source of conversations."""
+    """A source of conversations (docs/conversations.md)."""
 
-    path: str = Field(description="twllm:NAME, a file or a folder (messages, ShareGPT, Alpaca)")
-    format: Literal["messages", "squad", "chatterbot", "transcript"] = Field(
-        "messages", description="messages: OpenAI, ShareGPT, Alpaca and fact rows; the others: tokens/adapters.py"
+    path: str = Field(
+        description="twllm:NAME, a file or a folder: .jsonl .json .parquet .csv .tsv .xml .yml, also .gz .zst"
+    )
+    format: Literal["messages", "oasst", "fastchat", "transcript", "squad", "chatterbot", "xml"] = Field(
+        "messages",
+        description="messages: any row with turns or question and answer, told by its shape (OASST and FastChat too)",
     )
     weight: float = Field(1.0, gt=0, description="times an epoch shows each conversation")
     license: str = Field("", description="licence, where the rows do not carry their own")
+    on_broken: Literal["stop", "skip"] = Field(
+        "stop", description="a row that is no conversation: stop and name it, or skip it and count it by reason"
+    )
+    max_leak_rate: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="leave out an answer with more Simplified characters and other regions' words than this share of its Han",
+    )
+    question_key: str = Field("", description="column of the question (CSV, XML, jsonl); empty: the usual names")
+    answer_key: str = Field("", description="column of the answer; empty: the usual names")
+    languages: tuple[str, ...] = Field(
+        (), description='keep rows whose own language tag is one of these ("zh" takes zh-TW); rows without a tag stay'
+    )
+    paths: Literal["all", "best"] = Field(
+        "all", description="oasst: every path to a last answer, or at each branching only the best ranked answer"
+    )
+    window_chars: int = Field(1200, ge=100, description="transcript: most characters of one conversation")

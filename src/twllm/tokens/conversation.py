@@ -1,16 +1,26 @@
-"""Conversation rows: `{"messages": [{"role", "content"}, …]}`, and the ShareGPT and Alpaca shapes people already have."""
+"""Conversations of a data set: files → rows → messages, each with source, licence, address and author.
 
-import json
+A row that is no conversation stops the reader with file and line, or with `on_broken = "skip"` is counted in `Tally` by
+reason; what a format's own rule leaves out (a deleted OASST message, a window of a transcript without a question) is
+always counted. Reading the same data set again gives the same conversations in the same order.
+"""
+
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from twllm import data
 from twllm.artifact import fingerprint
-from twllm.errors import UserError, require_file
+from twllm.corpus.rows import BrokenRow
+from twllm.errors import UserError
+from twllm.tokens.config import DatasetConfig
+from twllm.tokens.rows import broken_error, file_rows, list_files, read_rows
+from twllm.tokens.shapes import USED, BadRow, parse_messages
 
-ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "chatgpt": "assistant", "developer": "system"}
+__all__ = ["Conversation", "Tally", "list_files", "parse_messages", "read_conversations", "read_dataset", "read_rows"]
+OURS = USED | {"id", "source", "license", "licence", "url", "author", "rating"}
+PRIVATE = {"ip", "user_id", "user", "email"}  # never kept: training needs no person's address
 
 
 @dataclass(frozen=True)
@@ -23,37 +33,35 @@ class Conversation:
     license: str = ""
     rating: int | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
+    url: str = ""
+    author: str = ""
+
+    @property
+    def generator(self) -> str:
+        """The model that wrote the answers, where the row names one (`model`, `model_name`, `generator`); else ""."""
+        names = (self.metadata.get(key) for key in ("model", "model_name", "generator"))
+        return next((name for name in names if isinstance(name, str) and name), "")
 
 
-def parse_messages(row: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Messages from an OpenAI, ShareGPT (`conversations`/`from`/`value`) or Alpaca (`instruction`/`input`/`output`) row.
+@dataclass
+class Tally:
+    """What reading a data set met: rows, and by reason what was left out and what was put right; one example each."""
 
-    Raises:
-        ValueError: the row has none of these shapes, a message without text, or no assistant answer.
-    """
-    if "messages" in row:
-        turns = [(m["role"], m["content"]) for m in row["messages"]]
-    elif "conversations" in row:
-        turns = [(m["from"], m["value"]) for m in row["conversations"]]
-        turns = [("system", row["system"]), *turns] if row.get("system") else turns
-    elif "instruction" in row and "output" in row:
-        question = "\n\n".join(part for part in (row["instruction"], row.get("input")) if part)
-        turns = [("user", question), ("assistant", row["output"])]
-    else:
-        raise ValueError("neither messages, nor conversations, nor instruction + output")
-    messages = [{"role": ROLES.get(role, role), "content": text} for role, text in turns]
-    if unknown := {m["role"] for m in messages} - {"system", "user", "assistant"}:
-        raise ValueError(f"unknown role {sorted(unknown)[0]!r}")
-    if not all(isinstance(m["content"], str) for m in messages):
-        raise ValueError("a message's text is not a string")
-    if not any(m["role"] == "assistant" and m["content"].strip() for m in messages):
-        raise ValueError("no assistant answer")
-    return messages
+    rows: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    repaired: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+
+    def skip(self, reason: str, where: str = "", count: int = 1) -> None:
+        """Count something left out; the first place of each reason is kept to be shown."""
+        self.skipped[reason] += count
+        if where:
+            self.examples.setdefault(reason, where)
 
 
 def conversations_of(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """The rows a row stands for: a fact (`questions` + one `answer`) is one conversation per wording, any other is itself."""
-    if "questions" in row and "answer" in row:
+    if isinstance(row.get("questions"), list) and "answer" in row:
         for number, question in enumerate(row["questions"]):
             pair = [{"role": "user", "content": question}, {"role": "assistant", "content": row["answer"]}]
             yield {**row, "id": f"{row.get('id', '')}/{number}", "messages": pair}
@@ -61,107 +69,94 @@ def conversations_of(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         yield dict(row)
 
 
-def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, object) of a .jsonl, .json (a list) or .parquet file.
-
-    Raises:
-        UserError: a line is not a JSON object; the line is named.
-    """
-    if path.suffix == ".parquet":
-        yield from enumerate(_parquet_rows(path), 1)
-    elif path.suffix == ".json":
-        yield from enumerate(_json_rows(path), 1)
-    else:
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                    if not isinstance(row, dict):
-                        raise ValueError("not an object")
-                except ValueError as error:
-                    raise UserError(
-                        f"這一行不是 JSON 物件 (broken JSON line): {error}", f"{path}:{number}", "修正或刪除這一行"
-                    ) from error
-                yield number, row
-
-
-def _parquet_rows(path: Path) -> list[dict[str, Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
-    except (pa.ArrowException, OSError) as error:
-        what = f"parquet 檔損壞 (damaged parquet): {str(error)[:200]}"
-        raise UserError(what, path, "重新下載或重建這個檔案") from error
-    return rows
-
-
-def _json_rows(path: Path) -> list[dict[str, Any]]:
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise ValueError("not a list of objects")
-    except ValueError as error:
-        what = f"不是由 JSON 物件組成的清單 (not a JSON list of objects): {error}"
-        raise UserError(what, path, "修正它，或改用一行一個物件的 .jsonl") from error
-    return rows
-
-
-SUFFIXES = {"messages": (".jsonl", ".json", ".parquet"), "squad": (".json",), "chatterbot": (".yml", ".yaml")}
-
-
-def list_files(source: str | Path, format: str = "messages") -> list[Path]:
-    """The data files a source names (`twllm:NAME`, a file, a folder).
-
-    Raises:
-        UserError: nothing is there.
-    """
-    path = require_file(data.resolve(source), "找不到資料 (no such data)")
-    if path.is_file():
-        return [path]
-    suffixes = SUFFIXES.get(format, (".jsonl", ".gz", ".zst"))
-    files = sorted(p for p in path.rglob("*") if p.suffix in suffixes and p.name != "manifest.json")
-    if not files:
-        raise UserError(f"資料夾裡沒有 {'、'.join(suffixes)} 檔 (no data files)", path, "指到含資料檔的資料夾")
-    return files
-
-
-def _rows(file: Path, format: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, row) of one file in the given format, facts unfolded into one row a wording."""
-    if format != "messages":
-        from twllm.tokens.adapters import READERS
-
-        yield from READERS[format](file)
-        return
-    for number, row in read_rows(file):
-        for item in conversations_of(row):
-            yield str(number), item
-
-
 def read_conversations(source: str | Path, format: str = "messages") -> Iterator[Conversation]:
-    """All conversations of a source (`twllm:NAME`, a file, a folder), in file order.
+    """All conversations of a source with the default settings.
 
     Raises:
-        UserError: no such source, a broken line (named), or a row in no known shape.
+        UserError: see `read_dataset`.
     """
-    known = {"messages", "conversations", "system", "instruction", "input", "output", "questions"}
-    known |= {"id", "source", "license", "rating"}
-    for file in list_files(source, format):
-        for place, item in _rows(file, format):
-            try:
-                messages = parse_messages(item)
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                what = f"不是對話格式 (not a conversation): {error}"
-                fix = "需要 messages、conversations 或 instruction/output"
-                raise UserError(what, f"{file}:{place}", fix) from error
-            yield Conversation(
-                messages=tuple(messages),
-                id=str(item.get("id") or fingerprint(messages)),
-                source=str(item.get("source") or source),
-                license=str(item.get("license") or ""),
-                rating=item.get("rating"),
-                metadata={k: v for k, v in item.items() if k not in known},
-            )
+    return read_dataset(DatasetConfig.model_validate({"path": str(source), "format": format}))
+
+
+def read_dataset(dataset: DatasetConfig, tally: Tally | None = None) -> Iterator[Conversation]:
+    """The conversations of a data set, in file order; the row's own licence wins over the data set's.
+
+    Raises:
+        UserError: no such source, or (unless `on_broken = "skip"`) a row that is no conversation; file and line are named.
+    """
+    tally = Tally() if tally is None else tally
+    for file in list_files(dataset.path, dataset.format):
+        for place, row in _rows(file, dataset, tally):
+            tally.rows += 1
+            where = f"{file}:{place}"
+            if isinstance(row, BrokenRow):
+                if dataset.on_broken == "stop":
+                    raise broken_error(file, place, row, may_skip=True)
+                tally.skip(row.reason, where)
+                continue
+            for item in conversations_of(row):
+                found = _conversation(item, dataset, tally, where)
+                if found is not None:
+                    yield found
+
+
+def _rows(file: Path, dataset: DatasetConfig, tally: Tally) -> Iterator[tuple[str, dict[str, Any] | BrokenRow]]:
+    """(place, row) of one file by the data set's format, or by the shape of its first row."""
+    from twllm.tokens.adapters import READERS, detect
+
+    format = detect(file) if dataset.format == "messages" else dataset.format
+    return file_rows(file) if format == "messages" else READERS[format](file, dataset, tally)
+
+
+def _conversation(row: Mapping[str, Any], dataset: DatasetConfig, tally: Tally, where: str) -> Conversation | None:
+    """The row as a Conversation, or None where it is skipped and counted."""
+    if not language_fits(row.get("language") or row.get("lang"), dataset.languages):
+        tally.skip("language", where)
+        return None
+    keys = ("", "") if "messages" in row else (dataset.question_key, dataset.answer_key)
+    try:
+        messages = parse_messages(row, *keys, tally.repaired)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        reason = error.reason if isinstance(error, BadRow) else "unknown_shape"
+        if dataset.on_broken == "skip":
+            tally.skip(reason, where)
+            return None
+        what = f"不是對話格式 (not a conversation): {error}"
+        fix = '修正這一列，或設 on_broken = "skip" 略過並計數；各種格式見 docs/conversations.md'
+        raise UserError(what, where, fix) from error
+    if dataset.max_leak_rate < 1 and _leak_rate(messages) > dataset.max_leak_rate:
+        tally.skip("not_zh_tw", where)
+        return None
+    own = str(row.get("license") or row.get("licence") or "")
+    return Conversation(
+        messages=tuple(messages),
+        id=str(row.get("id") or row.get("conversation_id") or fingerprint(messages)),
+        source=str(row.get("source") or label_of(dataset.path)),
+        license=own or dataset.license,
+        rating=row["rating"] if row.get("rating") in (1, -1) else None,
+        metadata={k: v for k, v in row.items() if k not in OURS and k not in PRIVATE and k != dataset.question_key},
+        url=str(row.get("url") or ""),
+        author=str(row.get("author") or ""),
+    )
+
+
+def _leak_rate(messages: list[dict[str, str]]) -> float:
+    """How much of what the assistant says is not written as Taiwan writes."""
+    from twllm.corpus.check import leak_rate
+
+    return leak_rate(message["content"] for message in messages if message["role"] == "assistant")
+
+
+def label_of(path: str) -> str:
+    """The data set's name: `twllm:NAME` as it is, else the last part of the path without its suffixes."""
+    return path if path.startswith("twllm:") else Path(path).name.split(".")[0] or path
+
+
+def language_fits(tag: Any, wanted: tuple[str, ...]) -> bool:
+    """Whether a row's language tag is one of those wanted; no tag and no wish fit always.
+
+    >>> language_fits("zh-TW", ("zh",)), language_fits("en", ("zh",)), language_fits(None, ("zh",))
+    (True, False, True)
+    """
+    plain = str(tag or "").lower().replace("_", "-")
+    return not wanted or not plain or any(plain == w.lower() or plain.startswith(f"{w.lower()}-") for w in wanted)

@@ -98,7 +98,7 @@ def training_texts(
     the text, the pieces hardly change (dev/LOG.md: 387 s for 130 M characters, most of it beyond the first 20 M).
     """
     from twllm.corpus.build import read_documents
-    from twllm.tokens.conversation import read_conversations
+    from twllm.tokens.conversation import read_dataset
 
     yield from every_nth(lambda: (document.text for document in read_documents(corpus)), max_chars)
     probe = ChatTokenizer(new_bpe()).with_template(template)
@@ -106,7 +106,7 @@ def training_texts(
 
     def rendered() -> Iterator[str]:
         for dataset in datasets:
-            for conversation in read_conversations(dataset.path, dataset.format):
+            for conversation in read_dataset(dataset):
                 yield controls.sub("", probe.render(conversation.messages).text)
 
     yield from every_nth(rendered, max_chars)
