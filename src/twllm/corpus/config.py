@@ -50,6 +50,10 @@ class CorpusConfig(Config):
     )
     need_sentence_end: bool = Field(True, description="quality: at least one of 。！？… or a Western full stop")
     max_simplified_share: float = Field(0.02, ge=0, le=1, description="script: Simplified-only characters, of all Han")
+    varieties: tuple[str, ...] = Field(("zh-TW",), description="taiwan: verdicts of the checker that are kept")
+    max_leak_rate: float = Field(
+        0.01, ge=0, le=1, description="taiwan: Han in Simplified characters or another region's words, of all Han"
+    )
     held_out: float = Field(
         0.02, ge=0, lt=1, description="share of the documents, by hash of the id, kept for held-out loss"
     )

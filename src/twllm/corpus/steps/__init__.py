@@ -1,7 +1,8 @@
 """Steps by name. A step is `step(documents) -> documents | Dropped`; a new one is one file here and one test.
 
 `@filter_step("name")` marks a function that takes the config and returns a rule `document -> Keep | Drop`;
-`@map_step("name")` one that returns a rewriting `text -> text`. The files of this folder register themselves.
+`@map_step("name")` one that returns a rewriting `text -> text`, `@change_step("name")` one that returns a change
+`document -> document`. The files of this folder register themselves.
 `as_datatrove` makes a step a datatrove pipeline step (local, Slurm, Ray executors). A step is built per process: dedup
 on several processes then sees only its own share of the documents.
 """
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 Step = Callable[[Iterable[Document]], Iterator[Document | Dropped]]
 Rule = Callable[[Document], Keep | Drop]
 Rewrite = Callable[[str], str]
+Change = Callable[[Document], Document]
 
 _MAKERS: dict[str, "Callable[[CorpusConfig], Step]"] = {}
 
@@ -67,6 +69,27 @@ def map_step(
 
         _MAKERS[name] = make
         return make_rewrite
+
+    return register
+
+
+def change_step(
+    name: str,
+) -> "Callable[[Callable[[CorpusConfig], Change]], Callable[[CorpusConfig], Change]]":
+    """Register a maker of changes to documents (text and metadata) as the step `name`."""
+
+    def register(make_change: "Callable[[CorpusConfig], Change]") -> "Callable[[CorpusConfig], Change]":
+        def make(config: "CorpusConfig") -> Step:
+            change = make_change(config)
+
+            def step(documents: Iterable[Document]) -> Iterator[Document | Dropped]:
+                for document in documents:
+                    yield change(document).passed(name)
+
+            return step
+
+        _MAKERS[name] = make
+        return make_change
 
     return register
 
