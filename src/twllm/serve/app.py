@@ -23,6 +23,7 @@ from twllm import __version__
 from twllm.errors import UserError, require_file
 from twllm.feedback.store import Rating, RatingStore, StoreError
 from twllm.serve.generation import Engine
+from twllm.serve.metrics import Metrics, metrics_routes
 from twllm.serve.openai import chat_routes, internal_error
 from twllm.serve.protocol import ApiError, RatingRequest
 
@@ -44,7 +45,9 @@ def create_app(engine: Engine, store: RatingStore, model_name: str) -> FastAPI:
         title="twllm", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None
     )  # their pages need a CDN
     add_error_handlers(app)
-    app.include_router(chat_routes(engine, model_name))
+    metrics = Metrics()
+    app.include_router(chat_routes(engine, model_name, metrics.observe))
+    app.include_router(metrics_routes(metrics))
 
     @app.get("/api/config")
     def config() -> dict[str, Any]:

@@ -199,7 +199,7 @@ class TorchEngine:
             request.cache = DynamicCache(config=self.model.config)
         part = request.ids[request.done : request.done + PROMPT_SLICE]
         ids = torch.tensor([part], device=self.device)
-        out = self.model(input_ids=ids, past_key_values=request.cache, use_cache=True, logits_to_keep=1)
+        out = self.model(input_ids=ids, cache=request.cache, use_cache=True, logits_to_keep=1)
         request.done += len(part)
         if request.done < len(request.ids):
             return True

@@ -11,7 +11,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any
 
@@ -56,11 +56,24 @@ async def ask(engine: Engine, prompt_ids: list[int], sampling: Sampling) -> Asyn
 class Answer:
     """The parts that all chunks of one answer share, and its token counts."""
 
-    def __init__(self, model: str, fingerprint: str, prompt_tokens: int) -> None:
+    def __init__(self, model: str, fingerprint: str, prompt_tokens: int, on_text: Callable[[str], None]) -> None:
+        self.on_text = on_text  # told the whole text of a finished answer
+        self.pieces: list[str] = []
         self.id = f"chatcmpl-{secrets.token_hex(12)}"
         self.created = int(time.time())
         self.model, self.fingerprint = model, fingerprint
         self.prompt_tokens, self.completion_tokens = prompt_tokens, 0
+
+    def add(self, event: TokenEvent) -> None:
+        """Take in one more token."""
+        self.completion_tokens += 1
+        self.pieces.append(event.text)
+
+    def finish(self) -> str:
+        """The whole text, once it is all there."""
+        text = "".join(self.pieces)
+        self.on_text(text)
+        return text
 
     def usage(self) -> dict[str, int]:
         """Token counts; the end token counts as generated."""
@@ -79,8 +92,8 @@ class Answer:
         return self.body("chat.completion", [choice], usage=self.usage())
 
 
-def chat_routes(engine: Engine, model_name: str) -> APIRouter:
-    """The router for one engine."""
+def chat_routes(engine: Engine, model_name: str, on_text: Callable[[str], None] = lambda _: None) -> APIRouter:
+    """The router for one engine; `on_text` is told each finished answer."""
     router = APIRouter()
     started = int(time.time())
 
@@ -105,7 +118,7 @@ def chat_routes(engine: Engine, model_name: str) -> APIRouter:
             require_room(prompt_ids, engine.context)
         except ContextLengthError as error:
             raise ApiError(f"{error.what}；{error.fix}", param="messages", code="context_length_exceeded") from error
-        answer = Answer(model_name, engine.model_fingerprint, len(prompt_ids))
+        answer = Answer(model_name, engine.model_fingerprint, len(prompt_ids), on_text)
         events = ask(engine, prompt_ids, body.sampling(engine.defaults))
         if body.stream:
             usage = bool(body.stream_options and body.stream_options.include_usage)
@@ -118,15 +131,13 @@ def chat_routes(engine: Engine, model_name: str) -> APIRouter:
 
 async def collect(answer: Answer, events: AsyncIterator[TokenEvent], request: Request) -> Response:
     """The whole answer as JSON; given up when the client goes away."""
-    pieces: list[str] = []
     finish_reason = None
 
     async def gather() -> None:
         nonlocal finish_reason
         async with aclosing(events):  # type: ignore[type-var]  # an async generator
             async for event in events:
-                answer.completion_tokens += 1
-                pieces.append(event.text)
+                answer.add(event)
                 finish_reason = event.finish_reason
 
     async def leave() -> None:
@@ -145,7 +156,7 @@ async def collect(answer: Answer, events: AsyncIterator[TokenEvent], request: Re
         await asyncio.gather(*tasks, return_exceptions=True)
     if finish_reason is None:
         raise ApiError("伺服器正在關閉 (server is shutting down)", 503, type="server_error")
-    return JSONResponse(answer.whole("".join(pieces), finish_reason))
+    return JSONResponse(answer.whole(answer.finish(), finish_reason))
 
 
 async def stream(answer: Answer, events: AsyncIterator[TokenEvent], include_usage: bool) -> AsyncIterator[str]:
@@ -160,12 +171,13 @@ async def stream(answer: Answer, events: AsyncIterator[TokenEvent], include_usag
         async with aclosing(events):  # type: ignore[type-var]  # an async generator
             yield chunk({"role": "assistant", "content": ""})
             async for event in events:
-                answer.completion_tokens += 1
+                answer.add(event)
                 if event.text:
                     yield chunk({"content": event.text})
                 finish_reason = event.finish_reason
         if finish_reason is None:
             raise ApiError("伺服器正在關閉 (server is shutting down)", 503, type="server_error")
+        answer.finish()
         yield chunk({}, finish_reason)
         if include_usage:
             yield sse(answer.body("chat.completion.chunk", [], usage=answer.usage()))
