@@ -1,5 +1,6 @@
 # make demo    install what the demo needs, run recipes/tiny.toml end to end, open the chat   (CHAT=0: stop after evaluation)
 # make test    install everything for development, run checks and the full test suite
+# make docs    write the generated pages of docs/ anew
 # make setup   install only, for both of the above
 
 PYTHON ?= python3
@@ -40,6 +41,9 @@ check: $(VENV)/.dev
 
 test: check
 	$(BIN)/python -m pytest
+
+docs: $(VENV)/.dev
+	$(BIN)/python docs/build.py
 
 clean:
 	rm -rf $(VENV) build dist

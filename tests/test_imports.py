@@ -17,9 +17,10 @@ ALLOWED = {
     "model": {"tokens", "corpus", "data", "artifact", "config", "errors"},
     "train": {"model", "tokens", "corpus", "data", "artifact", "config", "errors", "recipe"},
     "feedback": {"tokens", "data", "artifact", "config", "errors"},
-    "serve": {"train", "model", "tokens", "feedback", "data", "artifact", "config", "errors"},
-    "evaluate": {"serve", "train", "model", "tokens", "data", "artifact", "config", "errors"},
-    "release": {"recipe", "data", "artifact", "config", "errors"},
+    "serve": {"train", "model", "tokens", "corpus", "feedback", "data", "artifact", "config", "errors"},
+    "evaluate": {"serve", "train", "model", "tokens", "corpus", "data", "artifact", "config", "errors"},
+    "synth": {"corpus", "tokens", "data", "artifact", "config", "errors"},
+    "release": {"recipe", "corpus", "data", "artifact", "config", "errors"},
 }
 
 

@@ -38,7 +38,7 @@ def culture_result() -> dict[str, Any]:
 
 def test_markdown_has_scores_topics_and_examples() -> None:
     text = markdown(culture_result(), "圖.png")
-    assert "| culture | 1 | 0.3333 | 1 | 3 | 0.061–0.792 |" in text
+    assert "| culture | 2 | 0.3333 | 1 | 3 | 0.061–0.792 | 0.00% |" in text
     assert "| 1 | 地理 | 1 | 2 | 0.5000 |" in text
     assert "| q1 | 台灣最高的山？ | 是玉山。 | 玉山 |" in text
     assert "| q2 | 首都？｜換行 ？ | 高雄｜吧 嗯 | 台北 |" in text  # a cell stays a cell

@@ -7,14 +7,15 @@ leak. Not covered: paraphrase without shared characters, translations. The corpu
 """
 
 import json
-from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
 
 from twllm import data
-from twllm.evaluate.keywords import normalise
+from twllm.corpus.similar import SimilarTexts
+from twllm.corpus.similar import trigrams as trigrams  # and wording_key: this measure's words, for those who check it
+from twllm.corpus.similar import wording_key as wording_key
 
 TRAINING_DATA = ("taiwan_facts", "taiwan_instruction", "taiwan_feedback", "knowledge")  # shipped, and trained on
 
@@ -31,39 +32,18 @@ class Nearest:
     wording: str  # the training text that has it
 
 
-def wording_key(text: str) -> str:
-    """The form in which wordings are compared: letters and digits only.
-
-    >>> wording_key("臺灣 最高的山，是哪座？") == wording_key("台灣最高的山是哪座")
-    True
-    """
-    return "".join(char for char in normalise(text) if char.isalnum())
-
-
 def nearest_training_wording(questions: Sequence[str], training_texts: Sequence[str]) -> list[Nearest]:
     """One row a question, in order; `training_texts` are single wordings (questions, answers, paragraphs)."""
-    keys = [wording_key(text) for text in training_texts]
-    joined = "\n".join(keys)
-    sizes = []
-    holders: defaultdict[str, list[int]] = defaultdict(list)  # 3-gram -> texts that hold it
-    for at, key in enumerate(keys):
-        grams = trigrams(key)
-        sizes.append(len(grams))
-        for gram in grams:
-            holders[gram].append(at)
+    joined = "\n".join(wording_key(text) for text in training_texts)
+    index = SimilarTexts(training_texts)
     rows = []
     for question in questions:
         key = wording_key(question)
         run = longest_run(key, joined)
-        similarity, at = _most_similar(trigrams(key), holders, sizes)
+        similarity, at = index.most_similar(question)
         wording = training_texts[at] if at >= 0 else ""
         rows.append(Nearest(question, run == key, len(run), run, round(similarity, 4), wording))
     return rows
-
-
-def trigrams(text: str) -> set[str]:
-    """All runs of three characters (the text itself when shorter)."""
-    return {text[i : i + 3] for i in range(max(1, len(text) - 2))} if text else set()
 
 
 def longest_run(text: str, corpus: str) -> str:
@@ -73,12 +53,6 @@ def longest_run(text: str, corpus: str) -> str:
         while start + len(best) < len(text) and text[start : start + len(best) + 1] in corpus:
             best = text[start : start + len(best) + 1]
     return best
-
-
-def _most_similar(grams: set[str], holders: dict[str, list[int]], sizes: Sequence[int]) -> tuple[float, int]:
-    """(similarity, index) of the text with the highest Jaccard similarity, (0, -1) when none shares a gram."""
-    shared = Counter(at for gram in grams for at in holders.get(gram, ()))
-    return max(((count / (len(grams) + sizes[at] - count), at) for at, count in shared.items()), default=(0.0, -1))
 
 
 @cache

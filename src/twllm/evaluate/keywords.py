@@ -1,16 +1,17 @@
-"""Questions that are marked by keywords: right when the answer holds an accepted keyword and no rejected one.
+"""Written questions in three forms: open and trap, marked by keywords (right when the answer holds an accepted keyword and
+no rejected one; a trap is an open question whose usual wrong answer is another region's), and choice, marked by letter.
 
 Both sides are compared after NFKC, case folding, 臺→台 and without white space, so that 「ＮＴＵ」 = 「ntu」 and 「臺 北」 =
 「台北」. Price of so simple a rule: 「不是玉山」 counts as 玉山, and a right answer in words nobody listed is wrong.
 Not covered: negation, numbers spelled otherwise (3,952 for 3952), a judge model.
 """
 
-import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from twllm.corpus.similar import normalise as normalise  # the form in which answers and keywords are compared
 from twllm.errors import UserError
 from twllm.tokens.conversation import list_files, read_rows
 
@@ -24,16 +25,8 @@ class Question:
     accept: tuple[str, ...]
     reject: tuple[str, ...] = ()
     topic: str = ""
-
-
-def normalise(text: str) -> str:
-    """The form in which answers and keywords are compared.
-
-    >>> normalise("臺 北 １０１ Ｔower")
-    '台北101tower'
-    """
-    folded = unicodedata.normalize("NFKC", text).casefold().replace("臺", "台")
-    return "".join(folded.split())
+    form: str = "open"
+    choices: tuple[str, ...] = ()  # then `accept` is one letter
 
 
 def is_correct(answer: str, accept: Iterable[str], reject: Iterable[str] = ()) -> bool:
@@ -80,6 +73,8 @@ def _question(row: dict[str, Any], where: str) -> Question:
     for key, value in texts.items():
         if not isinstance(value, str | int) or not str(value).strip():
             raise wrong(f"少了 {key} ({key} missing)", f'加上 "{key}"')
+    if "choices" in row:
+        return _choice(row, where)
     keys: dict[str, tuple[str, ...]] = {}
     for name in ("accept", "reject"):
         value = row.get(name, [])
@@ -90,4 +85,23 @@ def _question(row: dict[str, Any], where: str) -> Question:
         raise wrong("少了 accept，這題永遠不會對 (accept missing)", '至少一個關鍵詞，例如 "accept": ["玉山"]')
     if all(any(normalise(bad) in normalise(good) for bad in keys["reject"]) for good in keys["accept"]):
         raise wrong("每個 accept 都含有 reject 的詞，這題永遠不會對 (accept contains reject)", "修正 accept 或 reject")
-    return Question(str(row["id"]), str(row["question"]), keys["accept"], keys["reject"], str(row.get("topic") or ""))
+    topic, form = str(row.get("topic") or ""), str(row.get("form") or "open")
+    return Question(str(row["id"]), str(row["question"]), keys["accept"], keys["reject"], topic, form)
+
+
+def _choice(row: dict[str, Any], where: str) -> Question:
+    """A four-choice row: `choices` and the letter of the right one."""
+    choices, answer = row["choices"], row.get("answer")
+    if (
+        not isinstance(choices, list)
+        or not all(isinstance(text, str) and text.strip() for text in choices)
+        or not 2 <= len(choices) <= 5
+    ):
+        raise UserError(
+            "choices 要是二到五個非空白字串 (two to five non-blank strings)", where, '例如 "choices": ["玉山", "雪山"]'
+        )
+    if answer not in list("ABCDE"[: len(choices)]):
+        raise UserError("answer 要是選項的代號 (a letter of the choices)", where, '例如 "answer": "A"')
+    return Question(
+        str(row["id"]), str(row["question"]), (answer,), (), str(row.get("topic") or ""), "choice", tuple(choices)
+    )

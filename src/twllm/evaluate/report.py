@@ -9,6 +9,7 @@ from typing import Any
 
 from twllm.artifact import write_text
 
+FORMS = {"open": "開放 open", "choice": "四選一 choice", "trap": "他地用語陷阱 trap"}
 EXAMPLES = 8  # of each kind in the report
 CJK_FONTS = (
     "Noto Sans CJK TC", "Noto Sans TC", "Noto Serif CJK TC", "Noto Sans CJK JP", "Noto Serif CJK JP", "PingFang TC",
@@ -45,13 +46,16 @@ def markdown(result: dict[str, Any], picture: str = "") -> str:
     }
     lines += [f"* {name}: {value}" for name, value in facts.items() if value not in (None, "")]
     lines += [f"* 略過 (skipped) {name}: {why}" for name, why in meta.get("skipped", {}).items()]
-    lines += ["", "| 題組 suite | 版本 | 得分 score | 答對 correct | 題數 n | 95% 區間 | 提示雜湊 prompt hash |"]
-    lines += ["|---|---|---|---|---|---|---|"]
+    lines += [
+        "",
+        "| 題組 suite | 版本 | 得分 score | 答對 correct | 題數 n | 95% 區間 | 非臺灣用字 leak rate | 提示雜湊 prompt hash |",
+    ]
+    lines += ["|---|---|---|---|---|---|---|---|"]
     for name, block in suites_of(result).items():
         low, high = block["interval"]
         lines.append(
             f"| {name} | {block['task']['version']} | {block['score']:.4f} | {block['correct']} | {block['n']} "
-            f"| {low:.3f}–{high:.3f} | {block['prompt_hash']} |"
+            f"| {low:.3f}–{high:.3f} | {block.get('leak_rate', 0):.2%} | {block['prompt_hash']} |"
         )
     if picture:
         lines += ["", f"![各題組與主題的正確率]({picture})"]
@@ -64,6 +68,13 @@ def _suite_lines(name: str, block: dict[str, Any]) -> list[str]:
     lines = [f"## {name}：{block['task']['title']}"]
     if block["too_long"]:
         lines += ["", f"{block['too_long']} 題太長，模型放不下，算錯 (prompt longer than the context)。"]
+    if "forms" in block:
+        lines += ["", "| 題型 form | 答對 | 題數 | 得分 | 95% 區間 |", "|---|---|---|---|---|"]
+        for form, row in block["forms"].items():
+            low, high = row["interval"]
+            lines.append(
+                f"| {FORMS.get(form, form)} | {row['correct']} | {row['n']} | {row['score']:.4f} | {low:.3f}–{high:.3f} |"
+            )
     if block["topics"]:
         lines += ["", "| # | 主題 topic | 答對 | 題數 | 得分 |", "|---|---|---|---|---|"]
         for number, (topic, row) in enumerate(block["topics"].items(), 1):

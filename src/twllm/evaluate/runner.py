@@ -15,6 +15,7 @@ from typing import Any
 
 from twllm import artifact
 from twllm.artifact import fingerprint
+from twllm.corpus.check import leak_rate
 from twllm.errors import UserError
 from twllm.evaluate.contamination import contamination_summary
 from twllm.evaluate.model import Model, open_model
@@ -163,7 +164,8 @@ def _batches(items: Sequence[Item], size: int, total: int) -> Iterator[Sequence[
 def _block(task: Task, items: list[Item], answers: dict[str, Response]) -> dict[str, Any]:
     outputs = {id: row.output for id, row in answers.items()}
     block = score_task(task, items, outputs, [id for id, row in answers.items() if row.too_long])
-    if task.scorer == "keywords":
+    block["leak_rate"] = round(leak_rate(outputs.values()), 6)
+    if task.reader == "questions":
         block["contamination"] = contamination_summary([item.question for item in items])
     return block
 

@@ -69,6 +69,11 @@ def score_task(
         group = groups.setdefault(group_of(item.topic), [0.0, 0])
         group[0], group[1] = group[0] + mark.value, group[1] + 1
     right, n = sum(row["correct"] for row in rows), len(rows)
+    forms = {
+        form: _share([row["correct"] for row in rows if row.get("form") == form])
+        for form in dict.fromkeys(i.form for i in items)
+        if form
+    }
     topics = {name: {"score": x / k, "correct": round(x), "n": k} for name, (x, k) in groups.items() if name}
     if task.average == "topics":
         score = sum(topic["score"] for topic in topics.values()) / len(topics)
@@ -86,7 +91,19 @@ def score_task(
         "prompt_hash": prompt_hash(items),
         "gold_hash": gold_hash(items),
         "topics": topics,
+        **({"forms": forms} if len(forms) > 1 else {}),
         "items": rows,
+    }
+
+
+def _share(correct: list[bool]) -> dict[str, Any]:
+    """Score, count and interval of some of the items."""
+    low, high = wilson(sum(correct), len(correct))
+    return {
+        "score": sum(correct) / len(correct),
+        "correct": sum(correct),
+        "n": len(correct),
+        "interval": [round(low, 6), round(high, 6)],
     }
 
 
@@ -100,7 +117,9 @@ def _row(task: Task, item: Item, output: str, value: float, extracted: str, too_
     }
     if item.topic:
         row["topic"] = item.topic
-    if task.scorer == "mediatek_choice":
+    if item.form:
+        row["form"] = item.form
+    if item.choices and "choice" in task.scorer:
         row["extracted"] = extracted
     if too_long:
         row["too_long"] = True

@@ -89,8 +89,14 @@ def extract_choice(answer: str, choices: tuple[str, ...] = ()) -> str:
     return next((LETTERS[i] for i, choice in enumerate(choices) if text.startswith(choice.strip())), "")
 
 
+def mark_keywords_or_choice(item: Item, answer: str) -> Mark:
+    """By letter where the item has choices, by keywords where it has none."""
+    return mark_choice(item, answer) if item.choices else mark_keywords(item, answer)
+
+
 SCORERS: dict[str, Callable[[Item, str], Mark]] = {
     "keywords": mark_keywords,
+    "keywords_or_choice": mark_keywords_or_choice,
     "prefix_exact_match": mark_prefix,
     "mediatek_choice": mark_choice,
 }

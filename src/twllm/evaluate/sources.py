@@ -31,7 +31,9 @@ def read_items(task: Task, questions: str | Path, data: Path | None) -> list[Ite
     """
     if task.reader == "questions":
         return [
-            make_item(task, q.id, q.question, q.accept, rejected=q.reject, topic=q.topic)
+            make_item(
+                task, q.id, q.question, q.accept, rejected=q.reject, topic=q.topic, choices=q.choices, form=q.form
+            )
             for q in read_questions(questions)
         ]
     if data is None:

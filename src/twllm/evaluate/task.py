@@ -27,7 +27,8 @@ class Task(Config):
     title: str
     source: str = Field(description="where task and prompt come from, and what differs from there")
     prompt: str = Field(description="user message; {context}, {question} and {choices} are filled in")
-    scorer: Literal["keywords", "prefix_exact_match", "mediatek_choice"]
+    choice_prompt: str = Field("", description="the same for an item with choices, where both kinds are in one task")
+    scorer: Literal["keywords", "keywords_or_choice", "prefix_exact_match", "mediatek_choice"]
     average: Literal["items", "topics"] = Field(description="mean of the items, or unweighted mean of the topics")
     group: str = ""
     published: str = Field("", description="name in MediaTek's result files")
@@ -48,6 +49,7 @@ class Item(Config):
     rejected: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
     topic: str = ""
+    form: str = Field("", description="kind of question, where a task has several: scores are also told by form")
 
     @property
     def messages(self) -> list[dict[str, str]]:
@@ -111,7 +113,7 @@ def find_tasks(suites: Iterable[str]) -> list[Task]:
 
 def make_item(
     task: Task, id: str, question: str, references: Iterable[str], *, context: str = "", topic: str = "",
-    choices: Iterable[str] = (), rejected: Iterable[str] = (),
+    choices: Iterable[str] = (), rejected: Iterable[str] = (), form: str = "",
 ) -> Item:  # fmt: skip
     """An item with its prompt filled in."""
     choices = tuple(choices)
@@ -119,8 +121,9 @@ def make_item(
     asked = question
     if task.question_ending and question.endswith(task.question_ending):
         asked = question.rstrip(task.question_ending)  # all these characters, as MediaTek's str.rstrip does
-    prompt = task.prompt.format(context=context, question=asked, choices=listed)
+    template = task.choice_prompt if choices and task.choice_prompt else task.prompt
+    prompt = template.format(context=context, question=asked, choices=listed)
     return Item(
         id=id, task=task.name, question=question, prompt=prompt, references=tuple(references), topic=topic,
-        choices=choices, rejected=tuple(rejected),
+        choices=choices, rejected=tuple(rejected), form=form,
     )  # fmt: skip
