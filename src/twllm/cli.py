@@ -6,7 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
+from twllm.corpus.commands import check, convert
 from twllm.errors import UserError
+from twllm.synth.commands import app as synth_app
 
 app = typer.Typer(
     name="twllm", no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
@@ -25,6 +27,9 @@ for name, sub in (
     ("feedback", feedback_app),
 ):
     app.add_typer(sub, name=name)
+app.add_typer(synth_app, name="synth")
+app.command()(check)
+app.command()(convert)
 
 RecipeFile = Annotated[Path, typer.Argument(help="配方檔 (recipe, TOML)", metavar="RECIPE")]
 Sets = Annotated[
@@ -171,13 +176,20 @@ def corpus_build(
 
 
 @corpus_app.command("report")
-def corpus_report(folder: Annotated[Path, typer.Argument(help="corpus build 的輸出")]) -> None:
-    """每一步留下與丟掉多少 (the funnel of a built corpus)."""
-    from rich.console import Console
+def corpus_report(
+    paths: Annotated[list[str], typer.Argument(help="corpus build 的輸出，或對話資料：twllm:NAME、檔案、資料夾；可多個", metavar="PATH...")],
+    format: Annotated[str, typer.Option(help="messages（看形狀）、oasst、fastchat、transcript、squad、chatterbot、xml")] = "messages",
+    license: Annotated[str, typer.Option(help="資料的授權條款，資料列沒寫時用 (licence of rows that carry none)")] = "",
+    question_key: Annotated[str, typer.Option(help="題目那一欄 (CSV, XML)")] = "",
+    answer_key: Annotated[str, typer.Option(help="回答那一欄 (CSV, XML)")] = "",
+) -> None:  # fmt: skip
+    """語料的漏斗，或對話資料的筆數、授權與略過的原因 (funnel of a corpus; counts, licences and skips of conversations)."""
+    from twllm.recipe import validate
+    from twllm.tokens.config import DatasetConfig
+    from twllm.tokens.report import print_reports
 
-    from twllm.corpus.report import funnel_table
-
-    Console().print(funnel_table(folder))
+    settings = {"format": format, "license": license, "question_key": question_key, "answer_key": answer_key}
+    print_reports([validate(DatasetConfig, {"path": path, **settings}, "corpus report") for path in paths])
 
 
 @tokenizer_app.command("train")

@@ -26,7 +26,7 @@ BOTH_FORMS = str.maketrans({"臺": "台", "菸": "煙", "慾": "欲", "摺": "�
 
 @pytest.mark.parametrize(("simplified", "taiwan", "how"), FAILURES)
 def test_what_opencc_gets_wrong(simplified: str, taiwan: str, how: str) -> None:
-    """39 at least; each one is right, or flagged where the doubt is."""
+    """Each one is right, or flagged where the doubt is."""
     found = convert_text(simplified)
     assert opencc.OpenCC("s2twp").convert(simplified).translate(BOTH_FORMS) != taiwan.translate(BOTH_FORMS)
     if how == "right":

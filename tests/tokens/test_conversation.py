@@ -227,3 +227,25 @@ def test_prompt_lists_are_no_conversations(shared_data: Path) -> None:
     tally, none = Tally(), list[Conversation]()
     none += read_dataset(DatasetConfig(path=file, on_broken="skip"), tally)
     assert (len(none), tally.skipped) == (0, Counter(prompt_only=124))
+
+
+def test_answers_in_another_regions_chinese_can_be_left_out(tmp_path: Path) -> None:
+    """The gate looks at what the assistant says; a user may paste anything."""
+    answers = (
+        "臺灣的軟體品質很好，網路也快。",
+        "这个软件的质量很好。",
+        "這個軟件的視頻不錯，打印機也好。",
+        "English only.",
+    )
+    rows = [
+        {"messages": [{"role": "user", "content": "这个软件好吗"}, {"role": "assistant", "content": text}]}
+        for text in answers
+    ]
+    file = tmp_path / "mixed.jsonl"
+    file.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
+    tally = Tally()
+    kept = list(read_dataset(DatasetConfig(path=str(file), license="x", max_leak_rate=0.05), tally))
+    assert [row.messages[1]["content"] for row in kept] == [answers[0], answers[3]]
+    assert tally.skipped == {"not_zh_tw": 2}
+    assert tally.examples["not_zh_tw"].endswith("mixed.jsonl:2")
+    assert len(list(read_dataset(DatasetConfig(path=str(file), license="x")))) == 4
