@@ -118,13 +118,18 @@ def remove_partial(path: Path) -> None:
 
 
 def write_text(path: Path | str, text: str) -> None:
+    """Write a UTF-8 file whole or not at all."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path | str, content: bytes) -> None:
     """Write a file whole or not at all."""
     path = Path(path)
     with explain_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
         try:
-            partial.write_text(text, encoding="utf-8")
+            partial.write_bytes(content)
             sync(partial)
             partial.replace(path)
         except BaseException:

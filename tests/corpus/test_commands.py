@@ -71,7 +71,7 @@ def test_convert_prints_the_text_and_flags_to_stderr(tmp_path: Path) -> None:
 
 def test_convert_to_a_file_leaves_native_text_as_it_is(tmp_path: Path) -> None:
     file, out = tmp_path / "a.txt", tmp_path / "b.txt"
-    file.write_bytes("臺灣的里長，\r\n后里的麵。\n".encode())
+    file.write_bytes("\ufeff臺灣的里長，\r\n后里的麵。\n".encode())
     run("convert", file, "--out", out)
     assert out.read_bytes() == file.read_bytes()
     run("convert", out, "--out", out)

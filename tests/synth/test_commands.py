@@ -95,6 +95,13 @@ def test_mistakes_are_told(arguments: list[str], told: str, tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
+def test_nobody_there_is_an_error_and_writes_nothing(tmp_path: Path) -> None:
+    arguments = ("--url", "http://127.0.0.1:9", "--model", "m", "--set", "endpoint.backoff_s=0.01")
+    with pytest.raises(UserError, match="連不上"):
+        run("selfplay", *arguments, "--out", str(tmp_path / "out"), "--dialogues", "2")
+    assert not (tmp_path / "out").exists()
+
+
 def test_endpoint_failures_say_how_to_try_again(tmp_path: Path) -> None:
     reply = Reply(status=400, raw={"error": {"message": "prompt is too long"}})
     with FaultServer(lambda *_: reply) as server:

@@ -1,5 +1,6 @@
 """`twllm check` and `twllm convert`: files or standard input, told in a table or as JSON."""
 
+import codecs
 import json
 import sys
 from collections.abc import Iterator
@@ -50,17 +51,22 @@ def convert(
     ] = False,
 ) -> None:
     """簡體轉成臺灣正體；臺灣的文字原樣通過，拿不準的地方標出來 (Simplified → zh-TW, doubtful places flagged)."""
-    from twllm.artifact import write_text
+    from twllm.artifact import write_bytes
     from twllm.corpus.convert import convert_text
+    from twllm.corpus.files import decode
 
     if to != "zh-TW":
         raise UserError("只會轉成 zh-TW (only zh-TW)", f"--to {to}", "twllm convert --to zh-TW FILE")
     if out is not None and len(files) > 1:
         raise UserError("--out 一次只能寫一個檔案 (one file at a time)", out, "分開執行，或用 --json")
     for file in _existing(files):
-        found = convert_text(_read(file), assume_simplified)
+        raw = _bytes(file)
+        text, charset = decode(raw)
+        found = convert_text(text, assume_simplified)
+        mark = codecs.BOM_UTF8 if raw.startswith(codecs.BOM_UTF8) else b""
+        as_is = not found.changed and charset.startswith("utf-8")  # native text, byte for byte
         if out is not None:
-            write_text(out, found.text)
+            write_bytes(out, raw if as_is else mark + found.text.encode("utf-8", "surrogatepass"))
         if as_json:
             flags = [
                 {**flag._asdict(), "suggest": [form for form in flag.options if form != flag.text]}
@@ -87,7 +93,11 @@ def _read(file: Path) -> str:
     """The text of a file, in whatever charset it is, line ends as they are."""
     from twllm.corpus.files import decode
 
-    return decode(sys.stdin.buffer.read() if file == STDIN else file.read_bytes())[0]
+    return decode(_bytes(file))[0]
+
+
+def _bytes(file: Path) -> bytes:
+    return sys.stdin.buffer.read() if file == STDIN else file.read_bytes()
 
 
 def _text_of(file: Path) -> str:

@@ -106,6 +106,15 @@ def make_rows(task: Task[Any], session: Session) -> dict[str, Any]:
         _write_rows(folder / KEPT, kept)
         _write_rows(folder / DROPPED, dropped)
         reasons = Counter(row["reason"] for row in dropped)
+        refused = [row for row in dropped if "HTTP 4" in row["detail"]]  # requests of which each was wrong
+        if not facts["answers"] and set(reasons) == {"endpoint"} and not refused:  # too few for the client to notice
+            cache.forget_failures()
+            where, detail = public_url(address(session.endpoint.url)), dropped[0]["detail"]
+            raise UserError(
+                f"端點一個回答也沒有 (no answer at all)：{detail}",
+                where,
+                "檢查 --url、端點是否開著，再用同一個指令執行",
+            )
         created = facts.pop("created")
         return write_manifest(
             folder,
