@@ -8,6 +8,7 @@ import typer
 
 from twllm.corpus.commands import check, convert
 from twllm.errors import UserError
+from twllm.evaluate.commands import app as eval_app
 from twllm.synth.commands import app as synth_app
 
 app = typer.Typer(
@@ -27,6 +28,7 @@ for name, sub in (
     ("feedback", feedback_app),
 ):
     app.add_typer(sub, name=name)
+app.add_typer(eval_app, name="eval")
 app.add_typer(synth_app, name="synth")
 app.command()(check)
 app.command()(convert)
@@ -308,43 +310,6 @@ def train_feedback(
 ) -> None:  # fmt: skip
     """回饋微調：只學得到好評的回答 (positively rated answers)."""
     _train("feedback", model, data, out, set_, machine, template, license, show)
-
-
-@app.command("eval", context_settings={"allow_interspersed_args": True})
-def evaluate(
-    model: Annotated[
-        str, typer.Argument(help="模型資料夾、OpenAI 相容網址，或 score（替已有的回答評分）", metavar="MODEL|URL|score")
-    ],
-    responses: Annotated[Path | None, typer.Argument(help="score 時：回答檔 (published responses)")] = None,
-    suite: Annotated[str | None, typer.Option(help="題組，以逗號分隔 (culture, tceval, …)")] = None,
-    questions: Annotated[
-        str | None, typer.Option(help='自備題目：{"id","question","accept","reject"} 的 .jsonl')
-    ] = None,
-    data: Annotated[Path | None, typer.Option(help="TC-Eval 資料夾")] = None,
-    out: Annotated[Path | None, typer.Option(help="結果 JSON；旁邊會有 report.md 與圖")] = None,
-    limit: Annotated[int | None, typer.Option(help="每個題組最多幾題")] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="回答最多幾個詞元")] = 64,
-    batch_size: Annotated[int, typer.Option(help="一次幾題；不影響結果")] = 32,
-) -> None:
-    """評測模型；`twllm eval score` 替已公布的回答評分 (evaluate a model, or score published answers)."""
-    from twllm.evaluate.runner import evaluate_model, score_responses
-
-    if model == "score":
-        if responses is None or data is None:
-            raise UserError(
-                "score 要給回答檔與 --data (responses and --data needed)",
-                "twllm eval score",
-                "twllm eval score RESPONSES.json --data DIR",
-            )
-        result = score_responses(responses, data, out)
-    else:
-        suites = suite.split(",") if suite else ["culture"]
-        result = evaluate_model(
-            model, suites=suites, questions=questions, data=data, out=out or Path("eval.json"), limit=limit, max_new_tokens=max_new_tokens, batch_size=batch_size,
-        )  # fmt: skip
-    for name, block in result.items():
-        if isinstance(block, dict) and "score" in block:
-            print(f"{name}: {block['score']:.6g}（n = {block['n']}）")
 
 
 @app.command()

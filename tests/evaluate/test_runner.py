@@ -9,9 +9,10 @@ import pytest
 
 from twllm.errors import UserError
 from twllm.evaluate.keywords import is_correct
+from twllm.evaluate.kinds.generate import answer_items
 from twllm.evaluate.model import Messages
 from twllm.evaluate.responses import ResponseFile
-from twllm.evaluate.runner import answer_items, evaluate_model
+from twllm.evaluate.runner import evaluate_model
 from twllm.evaluate.score import wilson
 from twllm.evaluate.sources import read_items
 from twllm.evaluate.task import Response, tasks

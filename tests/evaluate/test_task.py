@@ -6,7 +6,7 @@ import pytest
 
 from twllm.errors import UserError
 from twllm.evaluate.scorers import SCORERS
-from twllm.evaluate.task import find_tasks, load_task, make_item, tasks
+from twllm.evaluate.task import find_tasks, load_tasks, make_item, tasks
 
 
 def test_groups_and_order() -> None:
@@ -55,5 +55,5 @@ def test_broken_task_file(tmp_path: Path, text: str) -> None:
     file = tmp_path / "x.toml"
     file.write_text(text, encoding="utf-8")
     with pytest.raises(UserError) as error:
-        load_task(file)
+        load_tasks(file)
     assert error.value.where == str(file)

@@ -72,8 +72,10 @@ def convert(
                 {**flag._asdict(), "suggest": [form for form in flag.options if form != flag.text]}
                 for flag in found.flags
             ]
-            text = {} if out is not None else {"text": found.text}
-            print(json.dumps({"file": str(file), "changed": found.changed, **text, "flags": flags}, ensure_ascii=False))
+            shown = {} if out is not None else {"text": found.text}
+            print(
+                json.dumps({"file": str(file), "changed": found.changed, **shown, "flags": flags}, ensure_ascii=False)
+            )
         elif out is None:
             sys.stdout.write(found.text)
         for flag in found.flags if not as_json else ():

@@ -23,6 +23,9 @@ class Task(Config):
     """One benchmark: where its items come from, how they are asked, how answers are marked and averaged."""
 
     name: str
+    protocol: str = Field("", description="which published way of asking and marking; a file may have several")
+    first: bool = Field(True, description="the file's first protocol: what the plain name means")
+    kind: str = Field("generate", description="how it is run: a module of evaluate/kinds")
     version: int
     title: str
     source: str = Field(description="where task and prompt come from, and what differs from there")
@@ -31,11 +34,17 @@ class Task(Config):
     scorer: Literal["keywords", "keywords_or_choice", "prefix_exact_match", "mediatek_choice"]
     average: Literal["items", "topics"] = Field(description="mean of the items, or unweighted mean of the topics")
     group: str = ""
+    options: dict[str, int | float | str] = Field(default_factory=dict, description="numbers and names for the kind")
     published: str = Field("", description="name in MediaTek's result files")
     reader: Literal["questions", "drcd", "choices", "tmmlu"] = "questions"
     files: tuple[str, ...] = Field((), description="glob patterns in the data folder, the first that matches counts")
     config: str = Field("", description="configuration name of a `datasets` data set")
     question_ending: str = Field("", description="ending of a question that is taken off before asking")
+
+    @property
+    def label(self) -> str:
+        """What results and suites call it."""
+        return self.name if self.first else f"{self.name}@{self.protocol}"
 
 
 class Item(Config):
@@ -70,19 +79,25 @@ class Response(Config):
 
 @cache
 def tasks() -> dict[str, Task]:
-    """All tasks by name."""
-    return {file.stem: load_task(file) for file in sorted(FOLDER.glob("*.toml"))}
+    """All tasks by label: `drcd` is the first protocol of its file, `drcd@twllm` a named one."""
+    return {task.label: task for file in sorted(FOLDER.glob("*.toml")) for task in load_tasks(file)}
 
 
-def load_task(file: Path) -> Task:
-    """The task of a TOML file; its name is the file's.
+def load_tasks(file: Path) -> list[Task]:
+    """The tasks of a TOML file: one, or one for each of its [protocol.NAME] tables, whose keys win over the file's.
 
     Raises:
         UserError: not TOML, or a key is unknown, missing or of the wrong kind.
     """
     try:
-        return Task(name=file.stem, **_tuples(tomllib.loads(file.read_text(encoding="utf-8"))))
-    except (tomllib.TOMLDecodeError, ValidationError) as error:
+        shared = tomllib.loads(file.read_text(encoding="utf-8"))
+        protocols: dict[str, dict[str, object]] = shared.pop("protocol", {}) or {"": {}}
+        first = next(iter(protocols))
+        return [
+            Task(name=file.stem, protocol=name, first=name == first, **_tuples({**shared, **own}))
+            for name, own in protocols.items()
+        ]
+    except (tomllib.TOMLDecodeError, ValidationError, TypeError) as error:
         raise UserError(f"題組設定有誤 (broken task file)：{error}", file, "對照 evaluate/task.py 的 Task") from error
 
 
@@ -90,25 +105,50 @@ def _tuples(values: dict[str, object]) -> dict[str, object]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 
-def find_tasks(suites: Iterable[str]) -> list[Task]:
+def find_tasks(suites: Iterable[str], protocol: str = "") -> list[Task]:
     """The tasks that names of tasks and groups stand for, each once, in the order named.
 
+    `tceval` is a group, `tceval-twllm` the group under one protocol, `drcd@twllm` one task; `protocol` is meant where a name
+    has none and the task knows it.
+
     Raises:
-        UserError: a name is neither.
+        UserError: a name is neither, or no task of it has the protocol.
     """
     known = tasks()
     groups: dict[str, list[str]] = {}
     for task in known.values():
-        groups.setdefault(task.group or task.name, []).append(task.name)
+        if task.first:
+            groups.setdefault(task.group or task.name, []).append(task.name)
+    names = {
+        *known,
+        *groups,
+        *(f"{task.group}-{task.protocol}" for task in known.values() if task.group and task.protocol),
+    }
     found: dict[str, Task] = {}
     for suite in (name.strip() for name in suites):
-        names = [suite] if suite in known else groups.get(suite)
-        if names is None:
-            raise UserError("沒有這個題組 (unknown suite)", suite, did_you_mean(suite, {*known, *groups}))
-        found.update({name: known[name] for name in names})
+        group, _, named = suite.partition("-") if suite not in groups and suite not in known else (suite, "", "")
+        members = [suite] if suite in known else groups.get(group)
+        if members is None or suite not in names:
+            raise UserError("沒有這個題組 (unknown suite)", suite, did_you_mean(suite, names))
+        chosen = [
+            known.get(f"{name}@{named or protocol}") or _under(known[name], named or protocol) for name in members
+        ]
+        if not any(chosen):
+            have = sorted({task.protocol for task in known.values() if task.name in members} - {""})
+            raise UserError(
+                f"{suite} 沒有「{named or protocol}」這個評法 (unknown protocol)",
+                suite,
+                did_you_mean(named or protocol, have),
+            )
+        found.update({task.label: task for task in chosen if task})
     if not found:
-        raise UserError("沒有指定題組 (no suite)", "--suite", did_you_mean("", {*known, *groups}))
+        raise UserError("沒有指定題組 (no suite)", "--suite", did_you_mean("", names))
     return list(found.values())
+
+
+def _under(task: Task, protocol: str) -> Task | None:
+    """The task itself where no protocol is asked for, where it is the one asked for, or where the task knows none."""
+    return task if not protocol or protocol in ("", task.protocol) or not task.protocol else None
 
 
 def make_item(
