@@ -41,6 +41,9 @@ class Task(Config):
     config: str = Field("", description="configuration name of a `datasets` data set")
     question_ending: str = Field("", description="ending of a question that is taken off before asking")
 
+    def __hash__(self) -> int:
+        return hash(self.label)
+
     @property
     def label(self) -> str:
         """What results and suites call it."""
