@@ -18,7 +18,7 @@ ALLOWED = {
     "train": {"model", "tokens", "corpus", "data", "artifact", "config", "errors", "recipe"},
     "feedback": {"tokens", "data", "artifact", "config", "errors"},
     "serve": {"train", "model", "tokens", "corpus", "feedback", "data", "artifact", "config", "errors"},
-    "evaluate": {"serve", "train", "model", "tokens", "corpus", "data", "artifact", "config", "errors"},
+    "evaluate": {"synth", "serve", "train", "model", "tokens", "corpus", "data", "artifact", "config", "errors"},
     "synth": {"corpus", "tokens", "data", "artifact", "config", "errors"},
     "release": {"recipe", "corpus", "data", "artifact", "config", "errors"},
 }

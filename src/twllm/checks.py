@@ -7,7 +7,7 @@ from pathlib import Path
 
 from twllm import data
 from twllm.errors import UserError, did_you_mean
-from twllm.evaluate.sources import DATASETS, find_files, read_items
+from twllm.evaluate.sources import DATASETS, find_files, read_items, with_gold
 from twllm.evaluate.task import find_tasks
 from twllm.model.sizes import SIZES
 from twllm.recipe import Loaded, Recipe
@@ -107,7 +107,12 @@ def _check_paths(recipe: Recipe) -> None:
         if phase.enabled
         for d in phase.datasets
     ]
-    for path in [*(source.path for source in recipe.corpus.sources), *datasets]:
+    for path in [
+        *(source.path for source in recipe.corpus.sources),
+        *datasets,
+        *recipe.corpus.decontaminate_against,
+        *recipe.evaluate.contamination,
+    ]:
         _check_path(path)
     if "culture" in recipe.evaluate.suites:
         _check_path(recipe.evaluate.questions)
@@ -138,8 +143,8 @@ def _check_path(path: str) -> None:
 
 def _check_evaluation(recipe: Recipe, where: Path) -> None:
     evaluate = recipe.evaluate
-    tasks = find_tasks(evaluate.suites)
     data_folder = None if evaluate.tceval_data is None else Path(evaluate.tceval_data)
+    tasks, _ = with_gold(find_tasks(evaluate.suites), evaluate.suites, data_folder)
     for task in tasks:
         if task.reader == "questions":
             read_items(task, evaluate.questions, None)

@@ -9,6 +9,7 @@ import typer
 from twllm.corpus.commands import check, convert
 from twllm.errors import UserError
 from twllm.evaluate.commands import app as eval_app
+from twllm.evaluate.compare import compare
 from twllm.synth.commands import app as synth_app
 
 app = typer.Typer(
@@ -32,6 +33,7 @@ app.add_typer(eval_app, name="eval")
 app.add_typer(synth_app, name="synth")
 app.command()(check)
 app.command()(convert)
+app.command()(compare)
 
 RecipeFile = Annotated[Path, typer.Argument(help="配方檔 (recipe, TOML)", metavar="RECIPE")]
 Sets = Annotated[

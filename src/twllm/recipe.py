@@ -22,7 +22,14 @@ from twllm.evaluate.config import EvaluateConfig
 from twllm.tokens.config import TemplateConfig, TokenizerConfig
 from twllm.train.config import FeedbackConfig, MachineConfig, PretrainConfig, SftConfig
 
-PATH_KEYS = ("path", "model", "questions", "tceval_data")  # keys that hold a path, wherever they stand
+PATH_KEYS = (
+    "path",
+    "model",
+    "questions",
+    "tceval_data",
+    "decontaminate_against",
+    "contamination",
+)  # keys that hold a path, wherever they stand
 
 
 class BaseConfig(Config):

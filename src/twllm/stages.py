@@ -62,7 +62,7 @@ def build_stages(loaded: Loaded) -> dict[str, Stage]:
     last: dict[str, str] = {}
     for variant, names in chain.items():
         last[variant] = _add_training(recipe, found, variant, names)
-    found += [_evaluate_stage(recipe, variant, model) for variant, model in last.items()]
+    found += [_evaluate_stage(recipe, variant, model, chain[variant]) for variant, model in last.items()]
     sets = tuple(stage.name for stage in found if stage.name in ("corpus", "tokens-sft", "tokens-feedback"))
     found.append(_release_stage(recipe, last["full"], sets))
     stages: dict[str, Stage] = {}
@@ -237,13 +237,18 @@ def config_datasets(phase: OptimConfig) -> tuple[DatasetConfig, ...]:
 # -- evaluation and release -------------------------------------------------------------------------------------
 
 
-def _evaluate_stage(recipe: Recipe, variant: str, model: str) -> Stage:
+def _evaluate_stage(recipe: Recipe, variant: str, model: str, trained: list[str]) -> Stage:
+    """`trained`: the phases behind the model, whose data the questions are compared with."""
     evaluate = recipe.evaluate
     suites = evaluate.suites if variant == "full" else [s for s in evaluate.suites if s == "culture"] or evaluate.suites
     local = [evaluate.questions] if "culture" in suites else []
     if evaluate.tceval_data and "://" not in evaluate.tceval_data and variant == "full":
         local.append(evaluate.tceval_data)
-    files = _file_hashes(local)
+    chats = [
+        d for name, phase in _phases(recipe) if name in trained and name != "pretrain" for d in config_datasets(phase)
+    ]
+    corpus = ("corpus",) if "pretrain" in trained else ()
+    files = _file_hashes([*local, *evaluate.contamination, *(d.path for d in chats)])
 
     def run(c: Context) -> Facts:
         from twllm.evaluate.runner import evaluate_model
@@ -252,6 +257,7 @@ def _evaluate_stage(recipe: Recipe, variant: str, model: str) -> Stage:
         result = evaluate_model(
             str(c.inputs[model]), suites=list(suites), questions=evaluate.questions, data=folder, out=c.work / "result.json",
             limit=evaluate.limit, max_new_tokens=evaluate.max_new_tokens, batch_size=evaluate.batch_size,
+            contamination=[*(str(c.inputs[name]) for name in corpus), *chats, *evaluate.contamination],
         )  # fmt: skip
         shutil.copytree(c.work, c.out, dirs_exist_ok=True)  # answers are kept in `work`, so that a killed run goes on
         return {
@@ -263,7 +269,7 @@ def _evaluate_stage(recipe: Recipe, variant: str, model: str) -> Stage:
         }
 
     config = evaluate.model_dump(mode="json", exclude={"ablations", "gates", "batch_size"}) | {"suites": list(suites)}
-    return Stage(f"evaluate-{variant}", (model,), config, run, files)
+    return Stage(f"evaluate-{variant}", (model, *corpus), config, run, files)
 
 
 def _release_stage(recipe: Recipe, model: str, data_sets: tuple[str, ...]) -> Stage:

@@ -1,5 +1,6 @@
 """Models behind one call: a local checkpoint and our own server give the same answers; errors are told."""
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -74,6 +75,29 @@ def test_busy_server_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert HttpModel("http://x", 8, client=scripted(handler))(CHATS[:1]) == ["臺北"]
     assert waits == [1, 2]
+
+
+def test_what_was_answered_before_the_server_died_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers come as they come, then the error; nothing new is begun after it."""
+    monkeypatch.setattr("twllm.evaluate.model.time.sleep", lambda seconds: None)
+    asked: list[str] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/v1/models":
+            return httpx.Response(200, json={"data": [{"id": "m"}]})
+        question = json.loads(request.content)["messages"][0]["content"]
+        asked.append(question)
+        if int(question) >= 5:
+            return httpx.Response(500)
+        return httpx.Response(200, json={"choices": [{"message": {"content": question}}]})
+
+    model = HttpModel("http://x", 8, client=scripted(handler))
+    got: dict[int, str | None] = {}
+    with pytest.raises(UserError, match="500"):
+        for piece in model.stream([[{"role": "user", "content": str(i)}] for i in range(200)]):
+            got |= dict(piece)
+    assert got == {i: str(i) for i in range(5)}
+    assert len(set(asked)) < 100
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from twllm.evaluate.keywords import is_correct
 from twllm.evaluate.kinds.generate import answer_items
 from twllm.evaluate.model import Messages
 from twllm.evaluate.responses import ResponseFile
+from twllm.evaluate.rows import write_items
 from twllm.evaluate.runner import evaluate_model
 from twllm.evaluate.score import wilson
 from twllm.evaluate.sources import read_items
@@ -55,8 +56,32 @@ def test_result_has_the_contracts_shape(tiny_checkpoint: Path, questions: Path, 
     assert len(result["meta"]["model_fingerprint"]) == len(result["meta"]["template_fingerprint"]) == 16
     assert json.loads(out.read_text(encoding="utf-8")) == result
     assert sorted(path.name for path in out.parent.iterdir()) == [
-        "culture.json", "culture.md", "culture.png", "culture.responses.jsonl",
+        "culture.items.parquet", "culture.json", "culture.md", "culture.png", "culture.responses.jsonl",
     ]  # fmt: skip
+    assert block["template_fingerprint"] == result["meta"]["template_fingerprint"]
+    assert "Wilson" in block["interval_by"]
+
+
+def test_rows_are_a_table_too(tiny_checkpoint: Path, tceval: Path, tmp_path: Path) -> None:
+    """Every row of every suite, with the values of the JSON."""
+    pq = pytest.importorskip("pyarrow.parquet")
+    result = run(tiny_checkpoint, tmp_path / "r.json", suites=["ttqa", "tmmlu"], data=tceval)
+    table = pq.read_table(tmp_path / "r.items.parquet")
+    rows = table.to_pylist()
+    expected = [(suite, row) for suite in ("ttqa", "tmmlu") for row in result[suite]["items"]]
+    assert [
+        (row["suite"], row["id"], row["answer"], row["correct"], row["expected"], row["topic"]) for row in rows
+    ] == [(suite, row["id"], row["answer"], row["correct"], row["expected"], row["topic"]) for suite, row in expected]
+    assert json.loads(table.schema.metadata[b"twllm"])["model_fingerprint"] == result["meta"]["model_fingerprint"]
+
+
+def test_rows_of_other_kinds_have_their_place(tmp_path: Path) -> None:
+    pq = pytest.importorskip("pyarrow.parquet")
+    row = {"id": 3, "mark": 0.5, "correct": False, "scores": {"rouge1": 0.5}, "answer": None, "blocks": [1.0]}
+    write_items({"meta": {}, "xsum": {"items": [row]}, "drcd": {"items": []}}, tmp_path / "x.parquet")
+    (found,) = pq.read_table(tmp_path / "x.parquet").to_pylist()
+    assert (found["id"], found["mark"], found["answer"], found["too_long"]) == ("3", 0.5, None, False)
+    assert json.loads(found["more"]) == {"scores": {"rouge1": 0.5}, "blocks": [1.0]}
 
 
 def test_right_answers_count(tiny_checkpoint: Path, questions: Path, tmp_path: Path) -> None:

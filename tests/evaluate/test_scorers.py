@@ -1,14 +1,11 @@
-"""Scorers on hand-marked answers, and on all published answers of Taiwan-LLaMa v1.0."""
+"""Scorers on hand-marked answers, and MediaTek's rule for letters against a second reading of it."""
 
-import json
-import re
-from pathlib import Path
+import random
+from collections.abc import Iterable, Iterator
 
 import pytest
 
-from twllm.errors import UserError
-from twllm.evaluate.runner import score_responses
-from twllm.evaluate.scorers import extract_choice, mark_choice, mark_prefix
+from twllm.evaluate.scorers import SCORERS, extract_choice, mark_choice, mark_prefix, strict_choice
 from twllm.evaluate.task import make_item, tasks
 
 
@@ -86,71 +83,221 @@ def test_prefix_by_hand(answer: str, value: float) -> None:
 
 def test_mark_choice_wants_the_reference() -> None:
     item = make_item(tasks()["ttqa"], "0", "？", ["B"], choices=["中港澳", "越南"])
-    assert mark_choice(item, "答案：B") == (1.0, "B")
-    assert mark_choice(item, "答案：A") == (0.0, "A")
-    assert mark_choice(item, "不知道") == (0.0, "")
+    assert mark_choice(item, "答案：B")[:2] == (1.0, "B")
+    assert mark_choice(item, "答案：A")[:2] == (0.0, "A")
+    assert mark_choice(item, "不知道")[:2] == (0.0, "")
 
 
-def published(file: Path) -> dict[str, str]:
-    rows = [line.split("|") for line in file.read_text(encoding="utf-8").splitlines()]
-    return {row[2].strip(): row[5].strip() for row in rows if re.fullmatch(r"\s*\d+\s*", row[1])}
+@pytest.mark.parametrize(
+    ("answer", "prefix", "substring", "exact"),
+    [
+        ("玉山", 1, 1, 1),
+        ("「玉山」。", 0, 1, 1),
+        ("答案：玉山", 0, 1, 1),
+        ("答案是玉山。\n\n說明：……", 0, 1, 1),
+        ("玉山主峰", 1, 1, 0),
+        ("臺灣最高的是玉山", 0, 1, 0),
+        ("不是玉山", 0, 1, 0),
+        ("", 0, 0, 0),
+        ("  \n", 0, 0, 0),
+        ("。", 0, 0, 0),
+    ],
+)
+def test_three_rules_for_short_answers(answer: str, prefix: float, substring: float, exact: float) -> None:
+    item = make_item(tasks()["drcd"], "0", "？", ["玉山", "《高山》"])
+    marks = [SCORERS[name](item, answer).value for name in ("prefix_exact_match", "substring_match", "exact_match")]
+    assert marks == [prefix, substring, exact]
 
 
-@pytest.mark.shared_data
-def test_published_scores_come_out_equal(shared_data: Path) -> None:
-    """All 57 rows of these four tasks in MediaTek's benchmark.md, to all six digits printed there."""
-    folder = shared_data / "tceval"
-    expected = published(folder / "published_scores.md")
-    result = score_responses(folder / "responses/tw_llama_v1.0.json", folder / "data-as-published")
-    ours = {tasks()[name].published: block["score"] for name, block in result.items() if "score" in block}
-    ours["TMMLU_Avg"] = ours.pop("TMMLU")
-    ours |= {f"TMMLU/{name}": topic["score"] for name, topic in result["tmmlu"]["topics"].items()}
-    assert {name: f"{score:.6g}" for name, score in ours.items()} == {name: expected[name] for name in ours}
-    assert len(ours) == 57
-    assert [result[name]["n"] for name in ("drcd", "ttqa", "penguins", "tmmlu")] == [3493, 103, 149, 3343]
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        ("B", "B"),
+        ("b", "B"),
+        ("ｂ）", "B"),
+        ("（C）印尼", "C"),
+        ("答案：\n(B)", ""),  # only the first line with something in it
+        ("答案是選項 D。", "D"),
+        ("B\n\n2. 下一題……答案：A", "B"),
+        ("越南 (C)", "B"),  # the text first, then a letter that contradicts it
+        ("越南河內。", "E"),  # of two texts the longer
+        ("Dear 同學", ""),
+        ("AI 認為是 B", ""),
+        ("a big one", ""),
+        ("A 和 B 都對", ""),
+        ("A、A", "A"),
+        ("我不知道", ""),
+        ("", ""),
+    ],
+)
+def test_strict_choice(answer: str, letter: str) -> None:
+    assert strict_choice(answer, ("中港澳", "越南", "印尼", "日本", "越南河內")) == letter
 
 
-@pytest.mark.shared_data
-def test_later_gold_is_another_edition(shared_data: Path) -> None:
-    """50 subjects since December 2023: score and hash of the gold differ from the published edition."""
-    folder = shared_data / "tceval"
-    result = score_responses(folder / "responses/tw_llama_v1.0.json", folder / "data")
-    assert f"{result['tmmlu']['score']:.6g}" == "0.305296"
-    assert (result["tmmlu"]["n"], result["tmmlu"]["average"]) == (3313, "mean of 50 topics")
+def test_a_letter_without_a_choice_is_no_answer() -> None:
+    assert strict_choice("E", ("甲", "乙", "丙", "丁")) == ""
+    assert strict_choice("E") == "E"
 
 
-def test_answers_and_questions_must_match(tceval: Path, tmp_path: Path) -> None:
-    file = tmp_path / "responses.json"
-    file.write_text('{"name": "m", "results": {"TTQA": [{"id": 0, "response": "A"}]}}', encoding="utf-8")
-    with pytest.raises(UserError, match="沒有回答"):
-        score_responses(file, tceval)
-    file.write_text('{"name": "m", "results": {"TTQA": [{"id": 0}]}}', encoding="utf-8")
-    with pytest.raises(UserError, match="response"):
-        score_responses(file, tceval)
-    file.write_text('{"answers": []}', encoding="utf-8")
-    with pytest.raises(UserError, match="看不懂"):
-        score_responses(file, tceval)
-    file.write_text('{"name": "m", "results": {"FGC": []}}', encoding="utf-8")
-    with pytest.raises(UserError, match="沒有可以評分"):
-        score_responses(file, tceval)
+def test_first_character_takes_nothing_else() -> None:
+    item = make_item(tasks()["ttqa@twllm"], "0", "？", ["B"], choices=["甲", "乙"])
+    marks = [SCORERS["first_character"](item, answer).value for answer in ("B) 乙", "b", " B", "(B", "乙", "")]
+    assert marks == [1, 0, 0, 0, 0, 0]
+    item = make_item(tasks()["imdb@twllm"], "0", "", ["1"])
+    assert [SCORERS["first_character"](item, answer).value for answer in (" 1)", "(1)", "正面", "")] == [1, 0, 0, 0]
 
 
-def test_score_small_mediatek_file(tceval: Path, tmp_path: Path) -> None:
-    """Macro average over subjects: (1/2 + 1)/2, not 2/3; a task without data is skipped and said so."""
-    rows = {
-        "TMMLU/會計學": ["B", "A"],
-        "TMMLU/國際法": ["答案：A"],
-        "DRCD": ["玉山主峰", "是 3952"],
-        "TTQA": ["雞肉飯", "貢丸"],
-    }
-    results = {name: [{"id": i, "response": text} for i, text in enumerate(texts)] for name, texts in rows.items()}
-    file = tmp_path / "responses.json"
-    file.write_text(json.dumps({"name": "m", "results": results}), encoding="utf-8")
-    (tceval / "TTQA/TTQA_mc.json").unlink()
-    result = score_responses(file, tceval, tmp_path / "out/scores.json")
-    assert result["tmmlu"]["score"] == 0.75
-    assert (result["tmmlu"]["correct"], result["tmmlu"]["n"]) == (2, 3)
-    assert result["drcd"]["score"] == 0.5
-    assert "ttqa" in result["meta"]["skipped"]
-    assert (tmp_path / "out/scores.md").exists()
-    assert json.loads((tmp_path / "out/scores.json").read_text(encoding="utf-8"))["drcd"]["score"] == 0.5
+@pytest.mark.parametrize(
+    ("answer", "published", "strict"),
+    [
+        ("正面", 1, 1),
+        ("正面”", 1, 1),
+        ("\n 正面的評論", 1, 1),
+        ("負面", 0, 0),
+        ("|面", 0, 0),  # MediaTek's own code stops here: 「|」 is in its character class
+        ("「正面」", 0, 1),
+        ("這則評論是正面的。", 0, 1),
+        ("不是正面", 0, 0),
+        ("正面或負面", 1, 0),
+        ("", 0, 0),
+    ],
+)
+def test_sentiment(answer: str, published: float, strict: float) -> None:
+    item = make_item(tasks()["imdb"], "0", "", ["正面"])
+    assert SCORERS["mediatek_sentiment"](item, answer).value == published
+    assert SCORERS["strict_sentiment"](item, answer).value == strict
+
+
+# -- MediaTek's rule a second time: letter by letter, by what stands before and after it, without expressions -----------
+
+PICK, ITEM, COLON, SHOULD, MAY = "選|选", "項|项擇择", "：|:", "應|应", "該|该"
+
+
+def behind(texts: Iterable[str], *parts: tuple[str, str]) -> set[str]:
+    """What is left of the texts when the parts are taken off their ends, the last part first, in every way.
+
+    A part is (how, what): `one` of the characters, `any` number of them, `maybe` one, the `text` itself, `blanks`.
+    """
+    left = set(texts)
+    for how, what in reversed(parts):
+        if how == "blanks":
+            left = {text.rstrip() for text in left}
+        elif how == "text":
+            left = {text.removesuffix(what) for text in left if text.endswith(what)}
+        else:
+            shorter = {text[:-1] for text in left if text and text[-1] in what}
+            if how == "any":
+                more = shorter
+                while more := {text[:-1] for text in more if text and text[-1] in what} - shorter:
+                    shorter |= more
+            left = shorter if how == "one" else left | shorter
+    return left
+
+
+def read_letters(text: str) -> Iterator[str]:
+    for at, char in enumerate(text):
+        if char not in "ABCDEabcde":
+            continue
+        before, after = text[:at], text[at + 1 :]
+        opened = {before, before.removesuffix("(")}
+        near = {part.rstrip() for part in opened}
+        alone = not before.strip() or (before.strip() == "(" and before.endswith("(") and after.startswith(")"))
+        picked = "" in behind(opened, ("one", PICK)) | behind(opened, ("one", PICK), ("one", ITEM))
+        led = any(behind(near, *rule) for rule in RULES)
+        answered = any(behind(near, ("text", "答案"), *be, ("maybe", COLON), *TAIL) for be in BETWEEN)
+        right = correct_after(after, ("", *"應該|应该"), "是|為为")
+        item = behind(near, ("one", PICK), ("one", ITEM), ("blanks", ""), *COLON_END)
+        if alone or picked or led or answered or right or (item and correct_after(after, ("", "是"), "")):
+            yield char
+    yield from read_correct(text)
+
+
+def read_correct(text: str) -> Iterator[str]:
+    """正確, at most eight characters of the line, 是, a letter: the farthest 是 counts, and the next 正確 is looked for behind it."""
+    start = 0
+    while (start := text.find("正確", start)) >= 0:
+        gap, start = start + 2, start + 2
+        for size in range(8, -1, -1):
+            between, rest = text[gap : gap + size], text[gap + size :]
+            if len(between) < size or "\n" in between or not rest.startswith("是"):
+                continue
+            if letters := [letter for word in ("", *"選項|选项擇择") for letter in after_is(rest[1:], word)]:
+                yield letters[0]
+                start = gap + size
+                break
+
+
+def after_is(rest: str, word: str) -> Iterator[str]:
+    """The letter after 是, one character of 選項 or none, a colon or none, blanks and a bracket."""
+    if not rest.startswith(word):
+        return
+    rest = rest[len(word) :]
+    for tail in {rest, rest[1:] if rest[:1] in ("：", "|", ":") else rest}:
+        letter = tail.lstrip().removeprefix("(")[:1]
+        if letter and letter in "ABCDEabcde":
+            yield letter
+
+
+def correct_after(after: str, words: tuple[str, ...], be: str) -> bool:
+    """Whether 「)」, blanks, one of the words, one of `be` and 正確 follow (`be` '': the words stand alone)."""
+    rest = after.removeprefix(")").lstrip()
+    for word in words:
+        if rest.startswith(word):
+            tail = rest[len(word) :]
+            tails = [tail[1:]] if be and tail[:1] and tail[0] in be else [] if be else [tail]
+            if any(end[:1] == "正" and end[1:2] in ("確", "|", "确") for end in tails):
+                return True
+    return False
+
+
+TAIL = (("blanks", ""), ("maybe", PICK), ("maybe", ITEM), ("blanks", ""))
+BETWEEN: tuple[tuple[tuple[str, str], ...], ...] = (
+    (),
+    (("text", "是"),),
+    (("one", "為|为"),),
+    (("one", SHOULD), ("one", "為|为")),
+    (("one", SHOULD), ("one", MAY), ("text", "是")),
+    (("text", "可能是"),),
+    (("one", PICK), ("one", "擇|择")),
+)
+COLON_END = (("maybe", COLON), ("blanks", ""))
+RULES: tuple[tuple[tuple[str, str], ...], ...] = (
+    (("one", PICK), ("one", "擇|择")),
+    (("text", "答案"), ("one", PICK), ("one", ITEM), ("one", "為|为")),
+    (("text", "正"), ("one", "確|确"), ("text", "的"), ("one", "選|选一"), ("one", "項|项"), ("any", "應|应該该"), ("text", "是")),
+    (("text", "正"), ("one", "確|确"), ("text", "的"), ("one", "項|项"), ("text", "是")),
+    (("text", "正"), ("one", "確|确"), ("maybe", "的"), ("one", "陳|陈"), ("text", "述"), ("one", SHOULD), ("any", MAY), ("text", "是")),
+    (("one", SHOULD), ("any", MAY), ("one", PICK), ("one", "擇|择"), *COLON_END),
+    (("one", "應該|应该"), ("text", "是"), *COLON_END),
+    (("text", "正確的敘述是"), *COLON_END),
+    (("text", "最恰當的選項為"), *COLON_END),
+    (("text", "回答"), ("blanks", ""), ("one", COLON), ("blanks", "")),
+)  # fmt: skip
+FRAGMENTS = [
+    *"ABCDEabcdeFz()|選选項项擇择為为應应該该是确確的一陳述：:\n 正", "答案", "正確", "选擇", "選項", "應該", "正確的敘述是",
+    "最恰當的選項為", "回答", "可能是", "越南", "(A)", "答案應該是", "答案选择", "正確的陳述應該是", "正确的一項是",
+]  # fmt: skip
+
+
+def second_reading(answer: str, choices: tuple[str, ...]) -> str:
+    if not answer.strip():
+        return ""
+    found = {letter.upper() for letter in read_letters(answer)}
+    if len(found) == 1:
+        return found.pop()
+    latin = [char for char in answer if char.isascii() and char.isalpha()]
+    if len(latin) == 1 and latin[0].upper() in "ABCDE":
+        return latin[0].upper()
+    return next(("ABCDE"[i] for i, text in enumerate(choices) if answer.strip().startswith(text)), "")
+
+
+def test_two_readings_of_the_letter_rule_agree() -> None:
+    chance = random.Random(7)
+    choices = ("中港澳", "越南", "印尼", "日本")
+    found = 0
+    for _ in range(15_000):
+        answer = "".join(chance.choice(FRAGMENTS) for _ in range(chance.randrange(11)))
+        expected = second_reading(answer, choices)
+        assert extract_choice(answer, choices) == expected, answer
+        found += bool(expected)
+    assert found > 5_000

@@ -2,5 +2,5 @@
 
 `build_corpus` (build.py) is the stage, `read_documents` what the tokenizer and the shards read, `funnel_table`
 (report.py) what a person reads. A step is `step(documents) -> documents` (steps/). Not covered yet: language
-identification, privacy, near duplicates, decontamination, more than one process.
+identification, privacy, near duplicates, more than one process.
 """

@@ -54,6 +54,20 @@ class CorpusConfig(Config):
     max_leak_rate: float = Field(
         0.01, ge=0, le=1, description="taiwan: Han in Simplified characters or another region's words, of all Han"
     )
+    decontaminate: Literal["drop", "cut", "report"] = Field(
+        "drop", description="decontaminate: a document with an evaluation item goes, loses those lines, or is only told"
+    )
+    decontaminate_against: tuple[str, ...] = Field(
+        (), description="decontaminate: files of evaluation texts (twllm eval texts writes them), or twllm:culture"
+    )
+    decontaminate_threshold: float = Field(
+        0.8, gt=0, le=1, description="decontaminate: share of an item in common n-grams from which it counts as found"
+    )
+    decontaminate_chars: int = Field(13, ge=8, description="decontaminate: characters of an n-gram of Chinese")
+    decontaminate_words: int = Field(8, ge=4, description="decontaminate: words of an n-gram of Latin text")
+    decontaminate_common: int = Field(
+        5, ge=2, description="decontaminate: an n-gram of so many items is boilerplate and counts for nothing"
+    )
     held_out: float = Field(
         0.02, ge=0, lt=1, description="share of the documents, by hash of the id, kept for held-out loss"
     )
@@ -72,6 +86,15 @@ class CorpusConfig(Config):
         if len(set(steps)) != len(steps):
             raise ValueError("同一個步驟寫了兩次 (a step is listed twice)")
         return steps
+
+    @model_validator(mode="after")
+    def _against_what(self) -> "CorpusConfig":
+        if ("decontaminate" in self.steps) != bool(self.decontaminate_against):
+            missing = "decontaminate_against" if "decontaminate" in self.steps else '步驟 steps 裡的 "decontaminate"'
+            raise ValueError(
+                f"除汙要有步驟也要有對照的題目，少了 {missing} (the step and what it looks for belong together)"
+            )
+        return self
 
     @model_validator(mode="after")
     def _distinct_names(self) -> "CorpusConfig":

@@ -72,4 +72,9 @@ class Dropped:
     detail: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Noted(Dropped):
+    """What a step yields before a document that goes on, or for a part cut out of it: counted and sampled like a drop."""
+
+
 KEEP = Keep()

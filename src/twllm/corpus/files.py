@@ -74,9 +74,9 @@ def list_files(source: CorpusSource) -> list[Path]:
 
 
 def input_hashes(config: CorpusConfig) -> dict[str, str]:
-    """Path of each source as the recipe spells it → hash of the names and bytes of its files."""
+    """Path of each source, and of what is looked for in them, as the recipe spells it → hash of the names and bytes of its files."""
     hashes = {}
-    for source in config.sources:
+    for source in (*config.sources, *(CorpusSource(path=path) for path in config.decontaminate_against)):
         files = list_files(source)
         names = [hash_path(file) if len(files) == 1 else (file.as_posix(), hash_path(file)) for file in files]
         hashes[source.path] = fingerprint(names)

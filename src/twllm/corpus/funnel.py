@@ -13,7 +13,7 @@ from random import Random
 from typing import Any
 
 from twllm.artifact import write_json
-from twllm.corpus.document import Document, Dropped
+from twllm.corpus.document import Document, Dropped, Noted
 
 EXCERPT_CHARS = 300
 CJK_FONTS = (
@@ -29,7 +29,8 @@ ZH = {
     "read": "讀入", "normalize": "正規化", "quality": "品質", "script": "正體", "dedup": "去重",
     "too_short": "太短", "garbled": "亂碼", "symbols": "符號過多", "few_han": "漢字太少", "repeated_lines": "重複行",
     "no_sentence_end": "沒有句子", "simplified": "簡體字", "duplicate": "重複文件",
-    "broken_line": "壞行", "broken_file": "壞檔", "no_text": "沒有文字",
+    "decontaminate": "除汙", "evaluation_question": "評測題目", "evaluation_context": "評測短文",
+    "evaluation_reference": "評測答案", "evaluation_text": "評測文字", "broken_line": "壞行", "broken_file": "壞檔", "no_text": "沒有文字",
 }
 # fmt: on
 
@@ -70,12 +71,14 @@ class Funnel:
     def __init__(self, samples_per_reason: int, seed: int) -> None:
         self.stages: dict[str, Counter[str]] = {}
         self.drops: dict[str, dict[str, Counter[str]]] = {}
+        self.notes: dict[str, dict[str, Counter[str]]] = {}  # what was cut from documents that stayed, or only found
         self.seconds: dict[str, float] = {}
         self.samples = Samples(samples_per_reason, seed)
 
     def follow(self, stage: str, items: Iterable[Document | Dropped]) -> Iterator[Document]:
         """Pass the documents on; count them and the drops. `seconds[stage]` includes the stages before."""
         self.stages[stage], self.drops[stage], self.seconds[stage] = Counter(), {}, 0.0
+        self.notes[stage] = {}
         return self._follow(stage, iter(items))
 
     def _follow(self, stage: str, items: Iterator[Document | Dropped]) -> Iterator[Document]:
@@ -88,7 +91,8 @@ class Funnel:
                 given["chars"] += len(item.text)
                 yield item
             else:
-                drops.setdefault(item.reason, Counter()).update(documents=1, chars=len(item.document.text))
+                reasons = self.notes[stage] if isinstance(item, Noted) else drops
+                reasons.setdefault(item.reason, Counter()).update(documents=1, chars=len(item.document.text))
                 self.samples.add(item)
             start = time.perf_counter()
         self.seconds[stage] += time.perf_counter() - start
@@ -112,7 +116,8 @@ class Funnel:
         rows = []
         for stage, given in self.stages.items():
             drops = {reason: size(count) for reason, count in sorted(self.drops[stage].items())}
-            rows.append({"stage": stage, **size(given), "drops": drops})
+            notes = {reason: size(count) for reason, count in sorted(self.notes[stage].items())}
+            rows.append({"stage": stage, **size(given), "drops": drops, **({"notes": notes} if notes else {})})
         return rows
 
     def write(self, folder: Path, **facts: Any) -> None:

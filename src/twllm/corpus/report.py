@@ -24,7 +24,8 @@ def funnel_rows(folder: Path | str) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for stage in funnel["stages"]:
         drops = sorted(stage["drops"].items(), key=lambda item: -item[1]["documents"])
-        told = "、".join(f"{reason} {count['documents']:,}" for reason, count in drops)
+        notes = [(f"（{reason}）", count) for reason, count in stage.get("notes", {}).items()]  # those stayed
+        told = "、".join(f"{reason} {count['documents']:,}" for reason, count in (*drops, *notes))
         rows.append(
             (
                 stage["stage"],

@@ -16,6 +16,9 @@ class EvaluateConfig(Config):
     limit: int | None = Field(None, ge=1, description="items per task, at most")
     max_new_tokens: int = Field(64, ge=1, description="longest answer, in tokens")
     batch_size: int = Field(32, ge=1, description="prompts decoded together; does not change the result")
+    contamination: tuple[str, ...] = Field(
+        (), description="training data outside this recipe; its own corpus and conversations are always looked at"
+    )
     gates: dict[str, float] = Field(default_factory=dict, description="suite -> lowest score that may be released")
     ablations: tuple[Literal["no_cpt", "no_feedback"], ...] = Field(
         (), description="also train and evaluate without a phase"

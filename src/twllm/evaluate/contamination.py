@@ -3,7 +3,10 @@
 Compared in a normal form (NFKC, case folded, 臺→台, only letters and digits), so that punctuation hides nothing. Two measures: the
 longest run of a question that stands anywhere in the training texts, and the highest Jaccard similarity of 3-character
 sets against any single training wording. Shared proper nouns are expected; the whole question in a training text is a
-leak. Not covered: paraphrase without shared characters, translations. The corpus' own decontamination is corpus/'s.
+leak. Not covered: paraphrase without shared characters, translations.
+
+This is the detailed look at few questions and short texts; whole suites are compared with whole corpora by n-grams
+(suite_overlap.py), and training corpora are cleaned by the corpus step `decontaminate`.
 """
 
 import json

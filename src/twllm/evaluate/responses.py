@@ -2,7 +2,8 @@
 
 Ours is `{"task", "id", "prompt", "output", "key"}`, one a line. An answer is used again only when its key, the hash of model,
 template, settings and prompt, is the same; a line cut off by a crash is left out. MediaTek's is
-`{"name", "results": {"DRCD": [{"id", "response"}, …], "TMMLU/國際法": […], …}}`.
+`{"name", "results": {"DRCD": [{"id", "response"}, …], "TMMLU/國際法": […], …}}`; the names its tools used at other times
+(`TMMLU_國際法`, `XSum_TC`, `BB_Penguins_in_a_Table_TC`) are known too. An id given twice counts with its last answer, as there.
 """
 
 import json
@@ -17,6 +18,7 @@ from twllm.errors import UserError, require_file
 from twllm.evaluate.task import Item, Response, Task
 
 Answers = dict[tuple[str, str], Response]
+FORMER_NAMES = {"XSum_TC": "XSum_TC_5k", "BB_Penguins_in_a_Table_TC": "PenguinsInTable_TC"}
 
 
 class ResponseFile:
@@ -73,7 +75,7 @@ def read_responses(path: Path, tasks: Iterable[Task]) -> tuple[str, Answers]:
     if isinstance(content, dict) and isinstance(content.get("results"), dict):
         try:
             return str(content.get("name") or path.stem), _from_mediatek(content["results"], tasks)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             what = f"回答的欄位不對 (unexpected fields)：{type(error).__name__}: {error}"
             raise UserError(what, path, '每筆要有 "id" 與 "response"') from error
     rows = [_parse(line) for line in text.split("\n") if line.strip()]
@@ -84,14 +86,22 @@ def read_responses(path: Path, tasks: Iterable[Task]) -> tuple[str, Answers]:
 
 
 def _from_mediatek(results: dict[str, list[dict[str, Any]]], tasks: Iterable[Task]) -> Answers:
-    """Names `DRCD` and `TMMLU/國際法` become our task names, ids of the second kind `國際法/0`."""
+    """Names `DRCD` and `TMMLU/國際法` become our task names, ids of the second kind `國際法/0`.
+
+    Raises:
+        TypeError: an answer is no text (an empty text is one).
+    """
     ours = {task.published: task.name for task in tasks if task.published}
     answers: Answers = {}
     for name, rows in results.items():
-        published, _, topic = name.partition("/")
+        published, _, topic = FORMER_NAMES.get(name, name).partition("/")
+        if not topic and published.startswith("TMMLU_"):
+            published, _, topic = published.partition("_")
         if published not in ours:
             continue
         for row in rows:
             id = f"{topic}/{row['id']}" if topic else str(row["id"])
+            if not isinstance(row["response"], str):
+                raise TypeError(f"{name} {row['id']}: response is no text")
             answers[(ours[published], id)] = Response(task=ours[published], id=id, output=row["response"])
     return answers

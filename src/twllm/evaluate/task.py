@@ -1,9 +1,12 @@
 """Tasks as data: one TOML a task in `tasks/`, with a version; items are what is asked, responses what came back.
 
-A changed prompt, extraction or average is a new `version`. Adding a task of a known shape is one TOML file; a new shape
+A changed prompt, extraction or average is a new `version`. One task asked and marked in several published ways has a
+[protocol.NAME] table for each. What the model is made to begin its answer with (`答案：`) is `answer_prefix`, never part of
+the question. Adding a task of a known shape is one TOML file; a new shape
 is also a reader in `sources.py` or a scorer in `scorers.py`. A group (`tceval`) names all its tasks.
 """
 
+import re
 import tomllib
 from collections.abc import Iterable
 from functools import cache
@@ -31,15 +34,41 @@ class Task(Config):
     source: str = Field(description="where task and prompt come from, and what differs from there")
     prompt: str = Field(description="user message; {context}, {question} and {choices} are filled in")
     choice_prompt: str = Field("", description="the same for an item with choices, where both kinds are in one task")
-    scorer: Literal["keywords", "keywords_or_choice", "prefix_exact_match", "mediatek_choice"]
+    scorer: Literal[
+        "keywords",
+        "keywords_or_choice",
+        "prefix_exact_match",
+        "mediatek_choice",
+        "substring_match",
+        "exact_match",
+        "first_character",
+        "strict_choice",
+        "mediatek_sentiment",
+        "strict_sentiment",
+        "rouge",
+        "judge",
+        "none",
+    ]
     average: Literal["items", "topics"] = Field(description="mean of the items, or unweighted mean of the topics")
     group: str = ""
     options: dict[str, int | float | str] = Field(default_factory=dict, description="numbers and names for the kind")
     published: str = Field("", description="name in MediaTek's result files")
-    reader: Literal["questions", "drcd", "choices", "tmmlu"] = "questions"
+    reader: Literal[
+        "questions", "drcd", "choices", "tmmlu", "texts", "needle", "turns", "fgc", "xsum", "imdb", "tmmluplus"
+    ] = "questions"
     files: tuple[str, ...] = Field((), description="glob patterns in the data folder, the first that matches counts")
     config: str = Field("", description="configuration name of a `datasets` data set")
+    metrics: tuple[str, ...] = Field(("accuracy",), description="what the benchmark calls its scores")
+    answer_prefix: str = Field("", description="what the model's answer is made to begin with; marked is what follows")
+    labels: tuple[str, ...] = Field((), description="what a numbered label of the data is called in an answer")
+    context_chars: int = Field(
+        0, description="newlines of the context become spaces and what is longer is cut; 0: as it is"
+    )
+    question_drop: str = Field("", description="expression for what is taken out of a question before asking")
     question_ending: str = Field("", description="ending of a question that is taken off before asking")
+    question_rstrip: str = Field(
+        "", description="then all these characters, not only the ending (the seed's str.rstrip)"
+    )
 
     def __hash__(self) -> int:
         return hash(self.label)
@@ -61,12 +90,23 @@ class Item(Config):
     rejected: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
     topic: str = ""
+    turns: tuple[str, ...] = Field((), description="all turns of the user, where answers are judged turn by turn")
     form: str = Field("", description="kind of question, where a task has several: scores are also told by form")
+    answer_prefix: str = Field("", description="what the model's answer is made to begin with")
+    context: str = Field(
+        "", description="the passage the question is about, as published (for overlap with training text)"
+    )
 
     @property
     def messages(self) -> list[dict[str, str]]:
-        """The chat that is sent to the model."""
-        return [{"role": "user", "content": self.prompt}]
+        """The chat that is sent to the model; an assistant's message at its end is one the model goes on with."""
+        asked = [{"role": "user", "content": self.prompt}]
+        return [*asked, {"role": "assistant", "content": self.answer_prefix}] if self.answer_prefix else asked
+
+    @property
+    def wording(self) -> str:
+        """Everything that is asked, in one text: what hashes of prompts are taken of."""
+        return f"{self.prompt}\0{self.answer_prefix}" if self.answer_prefix else self.prompt
 
 
 class Response(Config):
@@ -78,6 +118,7 @@ class Response(Config):
     prompt: str = ""
     key: str = ""
     too_long: bool = Field(False, description="not asked: the prompt leaves the model no room for an answer")
+    scores: tuple[float, ...] = Field((), description="log-likelihoods of the choices, where these were asked for")
 
 
 @cache
@@ -161,12 +202,21 @@ def make_item(
     """An item with its prompt filled in."""
     choices = tuple(choices)
     listed = ";".join(f"({letter}) {text}" for letter, text in zip(LETTERS, choices, strict=False))
-    asked = question
-    if task.question_ending and question.endswith(task.question_ending):
-        asked = question.rstrip(task.question_ending)  # all these characters, as MediaTek's str.rstrip does
+    if task.context_chars:
+        context = context.replace("\n", " ")[: task.context_chars]
     template = task.choice_prompt if choices and task.choice_prompt else task.prompt
-    prompt = template.format(context=context, question=asked, choices=listed)
+    prompt = template.format(context=context, question=_clean(task, question), choices=listed)
     return Item(
-        id=id, task=task.name, question=question, prompt=prompt, references=tuple(references), topic=topic,
-        choices=choices, rejected=tuple(rejected), form=form,
+        id=id, task=task.label, question=question, prompt=prompt, references=tuple(references), topic=topic,
+        choices=choices, rejected=tuple(rejected), form=form, answer_prefix=task.answer_prefix,
+        context=context,
     )  # fmt: skip
+
+
+def _clean(task: Task, question: str) -> str:
+    """The question as it is asked."""
+    if task.question_drop:
+        question = re.sub(task.question_drop, "", question)
+    if task.question_rstrip:  # MediaTek's only after the ending, the seed's always
+        return question.rstrip(task.question_rstrip) if question.endswith(task.question_ending) else question
+    return question.removesuffix(task.question_ending)

@@ -22,6 +22,7 @@ from starlette.responses import JSONResponse
 from twllm import __version__
 from twllm.errors import UserError, require_file
 from twllm.feedback.store import Rating, RatingStore, StoreError
+from twllm.serve.completions import completions_routes
 from twllm.serve.generation import Engine
 from twllm.serve.metrics import Metrics, metrics_routes
 from twllm.serve.openai import chat_routes, internal_error
@@ -47,6 +48,7 @@ def create_app(engine: Engine, store: RatingStore, model_name: str) -> FastAPI:
     add_error_handlers(app)
     metrics = Metrics()
     app.include_router(chat_routes(engine, model_name, metrics.observe))
+    app.include_router(completions_routes(engine, model_name, metrics.observe))
     app.include_router(metrics_routes(metrics))
 
     @app.get("/api/config")

@@ -5,15 +5,17 @@ gets one step, a token or a slice of its prompt, so a long answer does not keep 
 of one request alone (batch 1, fixed prompt slices): the numbers, and so the greedy text, cannot depend on who else is
 served. The price: the weights are read once per request and token, so total speed does not grow with the number of
 requests (2.9 M model, one thread: 175 tokens/s for one, 169 for twenty together; `generate_batch` 1,600). Engines that
-batch (vLLM, OpenVINO) are the answer to that; evaluation, which has all prompts at hand, uses `generate_batch`.
-Not covered: several GPUs, quantised weights, prefix caching.
+batch (vLLM, OpenVINO) are the answer to that; evaluation, which has all prompts at hand, uses `generate_batch` and `score_batch`,
+which compute what prompts share once (tree_batch.py).
+Not covered: several GPUs, quantised weights, prefix caching for `generate`.
 """
 
 import queue
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,11 +23,13 @@ from transformers import DynamicCache
 
 from twllm.errors import require_file
 from twllm.model.build import load
-from twllm.serve.batch import decode_batch
+from twllm.serve.batch import decode_batch, score_batch
 from twllm.serve.generation import (
     ContextLengthError,
     Engine,
+    Request,
     Sampling,
+    Score,
     TokenEvent,
     default_sampling,
     end_ids,
@@ -36,6 +40,7 @@ from twllm.serve.generation import (
 )
 from twllm.serve.sampler import choose
 from twllm.serve.text import AnswerText, answer_lead
+from twllm.serve.tree_batch import Shared, decode, packs, score
 from twllm.train.machine import cpu_multiplies_bf16
 
 __all__ = ["ContextLengthError", "Engine", "Sampling", "TokenEvent", "TorchEngine"]
@@ -70,9 +75,14 @@ class TorchEngine:
     """A Hugging Face folder, ready to answer. Threads: any number may call `generate` and `generate_batch`."""
 
     def __init__(
-        self, folder: str | Path, *, threads: int | None = None, allow_template_mismatch: bool = False
+        self,
+        folder: str | Path,
+        *,
+        threads: int | None = None,
+        allow_template_mismatch: bool = False,
+        precision: Literal["auto", "fp32", "bf16"] = "auto",
     ) -> None:
-        """Load the model; `threads` None leaves torch's own choice.
+        """Load the model; `threads` None leaves torch's own choice, `precision` auto is bf16 where the hardware multiplies it.
 
         Raises:
             UserError: no such folder, no model, no tokenizer, or a template other than the trained one.
@@ -83,6 +93,7 @@ class TorchEngine:
         config = read_generation_config(folder)
         self.tokenizer = load_tokenizer(folder, allow_template_mismatch=allow_template_mismatch)
         self.device, dtype = pick_device()
+        dtype = dtype if precision == "auto" else torch.float32 if precision == "fp32" else torch.bfloat16
         self.model = load(folder).to(device=self.device, dtype=dtype).eval()
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         self.context: int | None = int(limit) if limit else None
@@ -95,6 +106,9 @@ class TorchEngine:
         self._change = threading.Condition()
         self._closed = False
         self._thread: threading.Thread | None = None
+        self._batch = threading.RLock()  # batches come one at a time
+        self._packed: bool | None = None
+        self._shared = Shared()
 
     # -- asking -------------------------------------------------------------------------------------------------
 
@@ -116,7 +130,31 @@ class TorchEngine:
         if sampling.temperature != 0 or sampling.repetition_penalty != 1.0:
             raise ValueError("generate_batch is greedy: temperature 0, repetition_penalty 1")
         limits = [self._limit(ids, sampling) for ids in prompts]
-        return decode_batch(self.model, prompts, limits, self.end_ids)
+        with self._batch:
+            if self.packed and self.device == "cpu":  # there a call per group of rows is cheap, and padding is not
+                return decode(self.model, prompts, limits, self.end_ids, self._shared)
+            return decode_batch(self.model, prompts, limits, self.end_ids)
+
+    def score_batch(self, requests: Sequence[Request]) -> list[Score]:
+        """Log-probability of each continuation after its context (both ids, at least one), and whether it is the greedy one.
+
+        Raises:
+            ContextLengthError: context and continuation, less its last token, are longer than the model's context.
+        """
+        for context, continuation in requests:
+            require_room([*context, *continuation[:-1]], None if self.context is None else self.context + 1)
+        with self._batch:
+            if self.packed:
+                return score(self.model, requests, self._shared)
+            return score_batch(self.model, requests)
+
+    @property
+    def packed(self) -> bool:
+        """Whether batches go through the model unpadded, shared beginnings once; found out at the first batch."""
+        with self._batch:
+            if self._packed is None:
+                self._packed = packs(self.model)
+            return self._packed
 
     def alive(self) -> bool:
         """False once closed, or should the scheduler ever have died."""

@@ -8,10 +8,10 @@ Not covered: log-probabilities, several answers per request, grammars, images.
 import hashlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from twllm.artifact import fingerprint, read_manifest
 from twllm.errors import UserError
@@ -42,6 +42,16 @@ class TokenEvent:
     id: int
     text: str
     finish_reason: str | None = None
+
+
+Request = tuple[Sequence[int], Sequence[int]]  # to be scored: context and continuation, at least one token each
+
+
+class Score(NamedTuple):
+    """Sum of log-probabilities of a continuation (natural log), and whether greedy decoding would say it."""
+
+    logprob: float
+    greedy: bool
 
 
 class ContextLengthError(UserError):

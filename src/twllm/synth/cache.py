@@ -64,7 +64,7 @@ class Cache:
             self._db.execute("DELETE FROM sent WHERE id < 0")  # writes nothing, but takes the lock now
         except sqlite3.OperationalError as error:
             if "locked" in str(error):
-                what = "另一個 twllm synth 正在用這份快取 (cache in use by another run)"
+                what = "另一個執行中的 twllm 正在用這份快取 (cache in use by another run)"
                 raise UserError(what, folder, "等它結束，或換一個 --out") from error
             raise UserError(f"打不開快取 (cannot open the cache)：{error}", self.path, "檢查權限與磁碟空間") from error
         except sqlite3.DatabaseError as error:

@@ -135,7 +135,7 @@ async def _gather(task: Task[Any], session: Session, cache: Cache) -> tuple[list
     stop = Stop()
     spent = [paid + unknown for paid, unknown in zip(cache.paid(), cache.unknown(), strict=True)]
     budget = Budget(session.budget, spent[0], spent[1])
-    with Board(task.stage, task.num_jobs, budget) as board, _signals(stop, board.say):
+    with Board(task.stage, task.num_jobs, budget) as board, signals(stop, board.say):
         async with _client(session, cache, budget, stop) as client:
             client.on_paid = board.paid
             results = await run_jobs(
@@ -246,7 +246,7 @@ def _write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 @contextmanager
-def _signals(stop: Stop, say: Callable[[str], None]) -> Iterator[None]:
+def signals(stop: Stop, say: Callable[[str], None]) -> Iterator[None]:
     """First Ctrl-C (or SIGTERM): no new request, wait for those under way. Second: give them up."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
 

@@ -2,7 +2,7 @@
 
 `@filter_step("name")` marks a function that takes the config and returns a rule `document -> Keep | Drop`;
 `@map_step("name")` one that returns a rewriting `text -> text`, `@change_step("name")` one that returns a change
-`document -> document`. The files of this folder register themselves.
+`document -> document`, `@step("name")` one that returns a whole step. The files of this folder register themselves.
 `as_datatrove` makes a step a datatrove pipeline step (local, Slurm, Ray executors). A step is built per process: dedup
 on several processes then sees only its own share of the documents.
 """
@@ -25,6 +25,16 @@ Rewrite = Callable[[str], str]
 Change = Callable[[Document], Document]
 
 _MAKERS: dict[str, "Callable[[CorpusConfig], Step]"] = {}
+
+
+def step(name: str) -> "Callable[[Callable[[CorpusConfig], Step]], Callable[[CorpusConfig], Step]]":
+    """Register a maker of whole steps as the step `name`: for what looks at several documents at once."""
+
+    def register(make: "Callable[[CorpusConfig], Step]") -> "Callable[[CorpusConfig], Step]":
+        _MAKERS[name] = make
+        return make
+
+    return register
 
 
 def filter_step(

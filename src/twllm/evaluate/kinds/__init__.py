@@ -43,7 +43,9 @@ class Session:
 
 
 Kind = Callable[[Task, list[Item], Session], dict[str, Any]]
+Check = Callable[[Task, list[Item], Options], None]
 _KINDS: dict[str, Kind] = {}
+_CHECKS: dict[str, Check] = {}
 
 
 def kind(name: str) -> Callable[[Kind], Kind]:
@@ -54,6 +56,23 @@ def kind(name: str) -> Callable[[Kind], Kind]:
         return run
 
     return register
+
+
+def check(name: str) -> Callable[[Check], Check]:
+    """Register what tells a kind's mistakes in the options before any model is opened."""
+
+    def register(run: Check) -> Check:
+        _CHECKS[name] = run
+        return run
+
+    return register
+
+
+def check_options(task: Task, items: list[Item], options: Options) -> None:
+    """Raise UserError where the options lack what the task's kind needs."""
+    _load()
+    if task.kind in _CHECKS:
+        _CHECKS[task.kind](task, items, options)
 
 
 @cache

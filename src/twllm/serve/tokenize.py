@@ -1,0 +1,63 @@
+"""/tokenize, /detokenize, /tokenizer_info: the tokenizer over HTTP, in vLLM's shapes and TGI's.
+
+lm-evaluation-harness probes them (`tokenizer_backend=auto`) and then sends ids made here. It asks without a begin token
+whatever its `add_bos_token` says: for a model whose tokenizer adds one, give it `tokenizer_backend=huggingface`.
+"""
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from twllm.serve.completion_shapes import DetokenizeRequest, TokenizeRequest
+from twllm.serve.generation import Engine
+from twllm.serve.protocol import ApiError
+from twllm.serve.token_text import TokenText, encode_raw
+
+
+def tokenize_routes(engine: Engine, texts: TokenText) -> APIRouter:
+    """The router for one engine's tokenizer."""
+    router = APIRouter()
+    tokenizer = engine.tokenizer
+
+    @router.get("/tokenizer_info")
+    def info() -> dict[str, Any]:
+        return {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": tokenizer.bos or None,
+            "eos_token": tokenizer.eos,
+            "pad_token": tokenizer.pad or None,
+            "chat_template": tokenizer.template or None,
+            "vocab_size": tokenizer.vocab_size,
+            "model_max_length": engine.context,
+        }
+
+    @router.post("/tokenize")
+    def tokenize(body: TokenizeRequest) -> Any:
+        if body.inputs is not None:
+            return _tgi(body.inputs, encode_raw(tokenizer, body.inputs, bos=body.add_special_tokens), texts)
+        if body.messages is not None:
+            messages = [message.plain() for message in body.messages]
+            ids = tokenizer.encode_chat(messages, add_generation_prompt=body.add_generation_prompt).ids
+        else:
+            ids = encode_raw(tokenizer, body.prompt or "", bos=body.add_special_tokens)
+        names = [texts.name(id) for id in ids] if body.return_token_strs else None
+        return {"count": len(ids), "max_model_len": engine.context, "tokens": ids, "token_strs": names}
+
+    @router.post("/detokenize")
+    def detokenize(body: DetokenizeRequest) -> dict[str, str]:
+        unknown = [id for id in body.tokens if id >= tokenizer.vocab_size]
+        if unknown:
+            raise ApiError(f"詞彙裡沒有 {unknown[0]} 號 (no such token id)", param="tokens")
+        return {"prompt": tokenizer.backend.decode(body.tokens, skip_special_tokens=False)}
+
+    return router
+
+
+def _tgi(text: str, ids: list[int], texts: TokenText) -> list[dict[str, Any]]:
+    """TGI's list of tokens with the characters of `text` that each covers."""
+    starts = texts.offsets(ids, text)
+    ends = [*starts[1:], len(text)]
+    return [
+        {"id": id, "text": texts.name(id), "start": start, "stop": end}
+        for id, start, end in zip(ids, starts, ends, strict=True)
+    ]
