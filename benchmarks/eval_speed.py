@@ -1,7 +1,7 @@
 """Evaluation speed: ours against lm-evaluation-harness's hf backend, same model, questions, ids and machine, in one run.
 
-Choices: TTQA and TMMLU by log-likelihood of the letters, as plain text; DRCD: greedy answers through the chat template. Both sides start from
-a loaded model and the items in memory, and end with marks (ours with stored answers too). lm-eval runs as it comes (the
+Choices: TTQA and TMMLU by log-likelihood of the letters, through the chat template or (`--way text`) as plain text; DRCD: greedy answers
+through the chat template. Both sides start from a loaded model and the items in memory, and end with marks (ours with stored answers too). lm-eval runs as it comes (the
 checkpoint's dtype, fp32) with the best batch size of BATCHES, looked for on the same questions first; beside it in bf16, which it
 does only when told. Ours runs as it comes (bf16 where the CPU multiplies it, close choices decided in fp32) and, for answers,
 in fp32, where both write the same text; bf16 writes other text where a random model hesitates, so it is told apart.
@@ -65,14 +65,14 @@ def read(args: argparse.Namespace) -> tuple[dict[Any, list[Any]], list[Any]]:
 # -- ours -----------------------------------------------------------------------------------------------------------
 
 
-def our_choices(model: Any, choices: dict[Any, list[Any]]) -> tuple[float, dict[str, str]]:
+def our_choices(model: Any, choices: dict[Any, list[Any]], way: str) -> tuple[float, dict[str, str]]:
     """Seconds, and the letter by item id, through the kind that `twllm eval` runs."""
     from twllm.evaluate.kinds import Options, Session
     from twllm.evaluate.kinds.likelihood import likelihood
     from twllm.evaluate.responses import ResponseFile
 
     with tempfile.TemporaryDirectory() as folder:
-        session = Session(model, ResponseFile(Path(folder) / "r.jsonl"), Options())
+        session = Session(model, ResponseFile(Path(folder) / "r.jsonl"), Options(more={"ask": way}))
         start = time.perf_counter()
         blocks = [likelihood(task, items, session) for task, items in choices.items()]
         seconds = time.perf_counter() - start
@@ -110,18 +110,30 @@ def lm_task(name: str, rows: list[dict[str, Any]], config: dict[str, Any]) -> An
     )  # fmt: skip
 
 
-def choice_tasks(choices: dict[Any, list[Any]], bos: str) -> list[Any]:
-    """lm-eval's multiple choice over the same questions."""
+def choice_tasks(choices: dict[Any, list[Any]], tokenizer: Any, way: str) -> list[Any]:
+    """lm-eval's multiple choice over the same ids: plain text, or the chat as rendered and the template's space before a letter."""
     from twllm.evaluate.kinds.likelihood import question_of
+    from twllm.serve.text import answer_lead
+
+    def text(question: Any) -> str:
+        chat = [{"role": "user", "content": question.prompt}]
+        whole = (
+            tokenizer.render(chat, add_generation_prompt=True).text
+            if way == "chat"
+            else tokenizer.bos + question.prompt
+        )
+        return str(whole + question.prefix)
+
+    lead = answer_lead(tokenizer) if way == "chat" else ""
 
     made = []
     for task, items in choices.items():
-        questions = [question_of(task, item, "text") for item in items]
+        questions = [question_of(task, item, way) for item in items]
         rows = [
             {
                 "id": item.id,
-                "prompt": bos + q.prompt + q.prefix,
-                "answers": list(q.choices),
+                "prompt": text(q),
+                "answers": [lead + choice for choice in q.choices],
                 "gold": q.choices.index(item.references[0]),
             }
             for item, q in zip(items, questions, strict=True)
@@ -179,7 +191,7 @@ def letters(samples: dict[str, Any]) -> dict[str, str]:
     for name, rows in samples.items():
         for row in rows:
             likelihoods = [float(logprob) for logprob, _ in row["filtered_resps"]]
-            found[f"{name}/{row['doc']['id']}"] = row["doc"]["answers"][likelihoods.index(max(likelihoods))]
+            found[f"{name}/{row['doc']['id']}"] = row["doc"]["answers"][likelihoods.index(max(likelihoods))].strip()
     return found
 
 
@@ -194,15 +206,18 @@ def texts_of(samples: dict[str, Any]) -> list[str]:
 def compare_choices(folder: Path, choices: dict[Any, list[Any]], args: argparse.Namespace) -> dict[str, Any]:
     """Questions a second of both, and how many answers agree."""
     from twllm.evaluate.model import LocalModel
+    from twllm.tokens.tokenizer import ChatTokenizer
 
     ours, theirs, half = LocalModel(folder, 8), open_lm(folder, "auto"), open_lm(folder, "bfloat16")
     count = sum(map(len, choices.values()))
-    made = choice_tasks(choices, "<s>")
+    made = choice_tasks(choices, ChatTokenizer.load(folder), args.way)
     sizes = {id(lm): best_batch(lm, made) for lm in (theirs, half)}
-    our_choices(ours, {task: items[:32] for task, items in choices.items()})  # the second model is loaded here, too
+    our_choices(
+        ours, {task: items[:32] for task, items in choices.items()}, args.way
+    )  # the second model is loaded here, too
     times: dict[str, list[float]] = {"ours": [], "lm-eval": [], "lm-eval bf16": []}
     for _ in range(args.rounds):
-        seconds, said = our_choices(ours, choices)
+        seconds, said = our_choices(ours, choices, args.way)
         times["ours"].append(seconds)
         for name, lm in (("lm-eval", theirs), ("lm-eval bf16", half)):
             seconds, samples = run_lm(lm, made, sizes[id(lm)])
@@ -261,6 +276,7 @@ def main() -> None:
     parser.add_argument("--max-new-tokens", type=int, default=32)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--way", choices=("text", "chat"), default="chat", help="how choices are asked")
     parser.add_argument("--only", choices=("choice", "generate"))
     args = parser.parse_args()
     import torch
@@ -268,7 +284,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     logging.disable(logging.WARNING)
     choices, drcd = read(args)
-    found: dict[str, Any] = {"size": args.size, "threads": args.threads}
+    found: dict[str, Any] = {"size": args.size, "way": args.way, "threads": args.threads}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_checkpoint(

@@ -49,9 +49,8 @@ def score(model: Any, requests: Sequence[Request], shared: Shared) -> list[Score
             wanted.setdefault(node, []).append((offset, request, token))
     logprobs, greedy = [[0.0] * len(continuation) for _, continuation in requests], [True] * len(requests)
     kept: dict[int, KeyValues] = {}
-    for asked, logits in _run(
-        model, tree, first, kept, {node: [w[0] for w in ws] for node, ws in wanted.items()}, shared
-    ):
+    places_of = {node: [offset for offset, _, _ in ones] for node, ones in wanted.items()}
+    for asked, logits in _run(model, tree, first, kept, places_of, shared):
         row = {place: at for at, place in enumerate(asked)}
         hits = [(row[(node, offset)], r, t) for node in {n for n, _ in asked} for offset, r, t in wanted[node]]
         rows = torch.tensor([hit[0] for hit in hits], device=logits.device)
