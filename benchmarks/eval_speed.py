@@ -1,8 +1,8 @@
 """Evaluation speed: ours against lm-evaluation-harness's hf backend, same model, questions, ids and machine, in one run.
 
 Choices: TTQA and TMMLU by log-likelihood of the letters, through the chat template or (`--way text`) as plain text; DRCD: greedy answers
-through the chat template. Both sides start from a loaded model and the items in memory, and end with marks (ours with stored answers too). lm-eval runs as it comes (the
-checkpoint's dtype, fp32) with the best batch size of BATCHES, looked for on the same questions first; beside it in bf16, which it
+through the chat template. Both sides start from a loaded model and the items in memory, and end with marks (ours with stored
+answers too). lm-eval runs as it comes (the checkpoint's dtype, fp32) with the best batch size of BATCHES, looked for on the same questions first; beside it in bf16, which it
 does only when told. Ours runs as it comes (bf16 where the CPU multiplies it, close choices decided in fp32) and, for answers,
 in fp32, where both write the same text; bf16 writes other text where a random model hesitates, so it is told apart.
 The model has random weights in the shape of recipes/mini.toml (25 M, 16,000 pieces), the tokenizer is trained on the questions and
@@ -271,8 +271,8 @@ def main() -> None:
     parser.add_argument("--drcd", type=Path, required=True, help="DRCD_test.json")
     parser.add_argument("--size", default="mini")
     parser.add_argument("--vocab-size", type=int, default=16000)
-    parser.add_argument("--limit", type=int, default=400, help="choice questions; 0: all")
-    parser.add_argument("--drcd-limit", type=int, default=64, help="0: all")
+    parser.add_argument("--limit", type=int, default=200, help="choice questions; 0: all")
+    parser.add_argument("--drcd-limit", type=int, default=40, help="0: all")
     parser.add_argument("--max-new-tokens", type=int, default=32)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=1)

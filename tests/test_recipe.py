@@ -114,3 +114,24 @@ def test_extends_in_a_circle(tmp_path: Path) -> None:
     write(tmp_path, 'extends = "a.toml"\n', "b.toml")
     with pytest.raises(UserError, match="circular"):
         load_recipe(tmp_path / "a.toml")
+
+
+@pytest.mark.parametrize(
+    ("suites", "gates", "says"),
+    [
+        (["culture", "bits_per_char"], {"bits_per_char": 3.0}, "低比較好"),
+        (["zh_tw_bench"], {}, "裁判"),
+    ],
+)
+def test_suites_that_a_recipe_cannot_gate_or_run(
+    tmp_path: Path, suites: list[str], gates: dict[str, float], says: str
+) -> None:
+    tiny = Path(__file__).parents[1] / "recipes" / "tiny.toml"
+    listed = ", ".join(f'"{name}"' for name in suites)
+    told = ", ".join(f"{name} = {value}" for name, value in gates.items())
+    file = tmp_path / "r.toml"
+    file.write_text(
+        f'extends = "{tiny}"\nname = "x"\n[evaluate]\nsuites = [{listed}]\ngates = {{ {told} }}\n', encoding="utf-8"
+    )
+    with pytest.raises(UserError, match=says):
+        check_recipe(load_recipe(file))

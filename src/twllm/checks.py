@@ -146,6 +146,14 @@ def _check_evaluation(recipe: Recipe, where: Path) -> None:
     data_folder = None if evaluate.tceval_data is None else Path(evaluate.tceval_data)
     tasks, _ = with_gold(find_tasks(evaluate.suites), evaluate.suites, data_folder)
     for task in tasks:
+        if task.kind.startswith("judge"):
+            fix = "訓練完再跑 twllm eval MODEL --suite … --judge-url …"
+            raise UserError(f"配方裡還不能用裁判評測 {task.label} (a judged suite)", f"{where}: evaluate.suites", fix)
+        if task.kind == "perplexity" and task.name in evaluate.gates:
+            what = f"{task.name} 低比較好，不能當發布門檻 (lower is better: no gate)"
+            raise UserError(what, f"{where}: evaluate.gates.{task.name}", "換一個題組當門檻")
+        if task.reader in ("texts", "needle"):
+            continue  # what ships is read
         if task.reader == "questions":
             read_items(task, evaluate.questions, None)
         elif data_folder is None:
