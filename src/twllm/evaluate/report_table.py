@@ -74,10 +74,14 @@ def comparable(label: str, block: dict[str, Any], row: dict[str, Any]) -> float 
     return float(row["scores"][task.published])
 
 
-def _line(name: str, columns: list[dict[str, Any]], scores: dict[str, float], averaged: list[str]) -> str:
+def _line(
+    name: str, columns: list[dict[str, Any]], scores: dict[str, float], averaged: list[str], told: float | None = None
+) -> str:
+    """A row; `told` is an average that was published without the scores it is of."""
     cells = [f"{100 * scores[column['published']]:.2f}" if column["published"] in scores else "—" for column in columns]
     whole = averaged and all(key in scores for key in averaged)
     mean = f"{100 * sum(scores[key] for key in averaged) / len(averaged):.2f}" if whole else "—"
+    mean = mean if told is None else f"{100 * told:.2f} ‡"
     return f"| {name} | " + " | ".join(cells) + f" | {mean} |"
 
 
@@ -92,6 +96,10 @@ def _notes(blocks: Blocks, averaged: list[str], columns: list[dict[str, Any]]) -
         + (f"；{row['note']}" if row.get("note") else "")
         for number, row in enumerate(published()[1], 1)
     ]
+    if any("average" in row for row in published()[1]):
+        lines.append(
+            "* ‡ 論文印出來的平均，各項分數不在手邊，題組可能不同 (the paper's own average, over its own tasks)。"
+        )
     for label, block in blocks.items():
         task = task_of(label)
         if task is None or not task.published:
