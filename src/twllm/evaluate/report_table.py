@@ -35,7 +35,7 @@ def table(blocks: Blocks, model: str) -> list[str]:
         lines.append(_line(f"**{_plain(model)}**{f'（{protocol}）' if protocol else ''}", columns, scores, has))
     reference = [c["published"] for c in columns if all(c["published"] in scores for scores in own.values())]
     lines += [
-        _line(f"*{row['model']}* †{number}", columns, row["scores"], reference)
+        _line(f"*{row['model']}* †{number}", columns, row["scores"], reference, row.get("average"))
         for number, row in enumerate(published()[1], 1)
     ]
     return [*lines, "", *_notes(blocks, reference, columns)]
