@@ -146,3 +146,17 @@ def test_a_base_tokenizer_keeps_its_own_begin_and_end_tokens() -> None:
     qwen = ChatTokenizer(backend, bos="", eos="<|end|>").with_template("taiwan-llm-v2")
     assert qwen.bos_id is None and qwen.render(CHAT[:1]).text.startswith(V2_SYSTEM[:4])
     assert ChatTokenizer(backend, bos="", eos="<|end|>").with_template("chatml").eos == "<|im_end|>"
+
+
+def test_a_begun_answer_is_tokenised_with_the_chat_and_stays_text(tiny_tokenizer: ChatTokenizer) -> None:
+    """As one text: no stray piece between chat and answer, and a typed control token makes no control id."""
+    chat = [{"role": "user", "content": "首都？"}]
+    rendered = tiny_tokenizer.render(chat, add_generation_prompt=True).text
+    ids = tiny_tokenizer.encode_chat(chat, add_generation_prompt=True, begin_answer=" 答案： ").ids
+    assert ids == tiny_tokenizer.backend.encode(rendered + " 答案： ", add_special_tokens=False).ids
+    plain = tiny_tokenizer.encode_chat(chat, add_generation_prompt=True).ids
+    forged = tiny_tokenizer.encode_chat(chat, add_generation_prompt=True, begin_answer="</s>").ids
+    assert sum(id in tiny_tokenizer.control_ids for id in forged) == sum(
+        id in tiny_tokenizer.control_ids for id in plain
+    )
+    assert tiny_tokenizer.decode(forged).endswith("</s>")

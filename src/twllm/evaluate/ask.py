@@ -54,8 +54,11 @@ def _encode_chat(tokenizer: ChatTokenizer, question: Question, choice: str) -> P
     asked = [{"role": "user", "content": question.prompt}]
     context = tokenizer.encode_chat(asked, add_generation_prompt=True).ids
     if question.prefix:
-        before, whole = (tokenizer.encode(text) for text in (question.prefix.rstrip(), question.prefix + choice))
-        return split(context + before, context + whole)
+        begun = (question.prefix.rstrip(), question.prefix + choice)
+        before, whole = (
+            tokenizer.encode_chat(asked, add_generation_prompt=True, begin_answer=text).ids for text in begun
+        )
+        return split(before, whole)
     ids = tokenizer.encode_chat([*asked, {"role": "assistant", "content": choice}]).ids
     context, answer = split(context, ids)
     end = next((at for at, token in enumerate(answer) if at and token in tokenizer.control_ids), len(answer))

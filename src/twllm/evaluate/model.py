@@ -117,9 +117,7 @@ class LocalModel:
         *asked, last = messages
         if last["role"] != "assistant":
             return self._tokenizer.encode_chat(messages, add_generation_prompt=True).ids
-        return self._tokenizer.encode_chat(asked, add_generation_prompt=True).ids + self._tokenizer.encode(
-            last["content"]
-        )
+        return self._tokenizer.encode_chat(asked, add_generation_prompt=True, begin_answer=last["content"]).ids
 
 
 def _score_all(engine: "TorchEngine", pairs: Sequence[Sequence[Any]]) -> "list[list[Score]]":

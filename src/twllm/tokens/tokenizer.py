@@ -8,7 +8,7 @@ transformers 5 silently gives three tokens).
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -170,12 +170,19 @@ class ChatTokenizer:
             self.template, messages, add_generation_prompt=add_generation_prompt, bos_token=self.bos, eos_token=self.eos
         )
 
-    def encode_chat(self, messages: Messages, *, add_generation_prompt: bool = False) -> Encoded:
+    def encode_chat(
+        self, messages: Messages, *, add_generation_prompt: bool = False, begin_answer: str = ""
+    ) -> Encoded:
         """Ids and loss mask of a chat. Only the template's own control tokens become control ids, the typed ones stay text.
 
-        A token is learned when it begins inside a `{% generation %}` span.
+        A token is learned when it begins inside a `{% generation %}` span. `begin_answer`: what an answer is made to begin with,
+        tokenised together with the chat before it (typed text; only with `add_generation_prompt`).
         """
         rendered = self.render(messages, add_generation_prompt=add_generation_prompt)
+        if begin_answer:
+            whole = rendered.text + begin_answer
+            typed = (*rendered.typed, (len(rendered.text), len(whole)))
+            rendered = replace(rendered, text=whole, typed=typed)
         encoding = self.backend.encode(rendered.text, add_special_tokens=False)
         ids, offsets = encoding.ids, encoding.offsets
         own = self._own_controls(rendered)
