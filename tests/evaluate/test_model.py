@@ -47,6 +47,16 @@ def test_local_model_and_server_give_the_same_answers(tiny_checkpoint: Path, ser
     assert local([LONG]) == [None]
 
 
+def test_a_begun_answer_is_continued_by_our_server_as_locally(tiny_checkpoint: Path, server: TestClient) -> None:
+    chats = [[*chat, {"role": "assistant", "content": " 答案： "}] for chat in CHATS]
+    remote = HttpModel("http://testserver/v1/", 12, client=cast(httpx.Client, server))
+    answers = LocalModel(tiny_checkpoint, max_new_tokens=12)(chats)
+    assert answers == remote(chats)
+    assert answers != remote(CHATS)
+    body = {"messages": CHATS[0], "continue_final_message": True}
+    assert server.post("/v1/chat/completions", json=body).status_code == 400
+
+
 def test_fingerprint_follows_weights_and_config_only(tiny_checkpoint: Path, tmp_path: Path) -> None:
     copy = tmp_path / "另一個名字"
     shutil.copytree(tiny_checkpoint, copy)

@@ -176,6 +176,7 @@ class HttpModel:
                 "伺服器沒有說它有哪個模型 (no model listed)", f"{self._url}/models", "確認這是 OpenAI 相容的伺服器"
             )
         self._model = str(listed[0]["id"])
+        self._continues = listed[0].get("owned_by") == "twllm"  # our server goes on with a begun answer
         self.fingerprint = fingerprint(["http", self._url, listed[0]])
         self._echo = EchoScorer(self._from_root, self._model, self._url, tokenizer)
         self.template_fingerprint = self._echo.template_fingerprint  # '': the server's own business
@@ -201,9 +202,11 @@ class HttpModel:
         self._client.close()
 
     def _answer(self, messages: Messages) -> str | None:
-        body = {
+        begun = self._continues and messages[-1]["role"] == "assistant"
+        body: dict[str, Any] = {
             "model": self._model,
-            "messages": _fold_prefix(messages),
+            "messages": messages if begun else _fold_prefix(messages),
+            **({"add_generation_prompt": False, "continue_final_message": True} if begun else {}),
             "temperature": 0,
             "max_tokens": self._max_new_tokens,
         }

@@ -112,8 +112,8 @@ def chat_routes(engine: Engine, model_name: str, on_text: Callable[[str], None] 
     @router.post("/v1/chat/completions")
     async def chat(body: ChatRequest, request: Request) -> Response:
         body.refuse_unsupported()
-        messages = [message.plain() for message in body.messages]
-        prompt_ids = engine.tokenizer.encode_chat(messages, add_generation_prompt=True).ids
+        messages, begun = body.begun_answer()
+        prompt_ids = engine.tokenizer.encode_chat(messages, add_generation_prompt=True, begin_answer=begun).ids
         try:
             require_room(prompt_ids, engine.context)
         except ContextLengthError as error:

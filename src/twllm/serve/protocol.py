@@ -70,7 +70,7 @@ class StreamOptions(_Shape):
 
 
 class ChatRequest(_Shape):
-    """Body of POST /v1/chat/completions; `top_k` and `repetition_penalty` are vLLM's additions."""
+    """Body of POST /v1/chat/completions; `top_k`, `repetition_penalty` and `continue_final_message` are vLLM's additions."""
 
     model: str | None = None  # any name is accepted: one server, one model
     messages: Annotated[list[Message], Field(min_length=1)]
@@ -88,6 +88,18 @@ class ChatRequest(_Shape):
     logprobs: bool | None = None
     tools: list[Any] | None = None
     response_format: dict[str, Any] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None  # the answer goes on with the assistant's message at the end
+
+    def begun_answer(self) -> tuple[list[dict[str, str]], str]:
+        """(the chat to be answered, what the answer is made to begin with)."""
+        messages = [message.plain() for message in self.messages]
+        if not self.continue_final_message:
+            return messages, ""
+        if messages[-1]["role"] != "assistant" or len(messages) < 2 or self.add_generation_prompt:
+            why = "continue_final_message 要以助理的話結尾，且 add_generation_prompt 為 false (must end with the assistant)"
+            raise ApiError(why, param="continue_final_message")
+        return messages[:-1], messages[-1]["content"]
 
     def refuse_unsupported(self) -> None:
         """Raise ApiError (400) for a wish that this server cannot fulfil."""
