@@ -9,12 +9,12 @@ import pytest
 from pydantic import ValidationError
 
 from tests.corpus.conftest import GOOD
+from twllm.corpus import overlap as module
 from twllm.corpus.build import build_corpus, input_hashes
 from twllm.corpus.config import CorpusConfig, CorpusSource
 from twllm.corpus.document import Document, Dropped, Noted
 from twllm.corpus.overlap import OverlapIndex, Passage
 from twllm.corpus.passages import read_passages
-from twllm.corpus.steps import decontaminate as module
 from twllm.corpus.steps import make_step
 from twllm.errors import UserError
 

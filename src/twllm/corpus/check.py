@@ -27,7 +27,8 @@ HAN = "[\u3400-\u4dbf\u4e00-\u9fff\u3007\uf900-\ufaff\U00020000-\U000323af]"
 FULL_WIDTH = dict(zip(",;:!?()", "，；：！？（）", strict=True)) | {".": "。"}
 PUNCTUATION = re.compile(rf"(?<={HAN})[,;:!?.]+(?={HAN}|\s*$)|(?<={HAN})[,;]\s(?={HAN})|\((?={HAN})|(?<={HAN})\)", re.M)
 CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`|\]\([^)\s]*\)|https?://[!-~]+", re.S)
-SHARED = re.compile("[后干里面松丑谷舍胡范余卷朴丰制系发复斗御]")  # in both scripts, but in one word in one of them
+IN_BOTH = "后干里面松丑谷舍胡范余卷朴丰制系发复斗御"  # characters of both scripts, but of some words in one only
+SHARED = re.compile(f"[{IN_BOTH}]")
 KANA = re.compile("[\u3041-\u3096\u30a1-\u30fa]")
 ROMANISED = re.compile(
     r"[^\W\d_]+(?:[\u0300-\u030d\u0358]+[^\W\d_]*)*(?:-+[^\W\d_]+(?:[\u0300-\u030d\u0358]+[^\W\d_]*)*)*"
@@ -81,9 +82,7 @@ def check_text(text: str) -> Check:
     """
     marks = marked_characters(text)
     hits = find_words(text)
-    foreign = [hit for hit in hits if hit.region != "taiwan"]
-    covered = {at for hit in foreign for at in range(hit.start, hit.start + len(hit.text))} | set(marks.simplified)
-    leak_rate = len(covered) / max(marks.han, 1)
+    leak_rate = _num_leaked(marks, hits) / max(marks.han, 1)
     verdict, reasons = judge(text, marks, hits)
     punctuation = half_width(text)
     score = BASE[verdict] * max(0.0, 1 - 12 * leak_rate) * max(0.5, 1 - 2 * len(punctuation) / max(marks.han, 1))
@@ -93,7 +92,7 @@ def check_text(text: str) -> Check:
         n_han=marks.han,
         leak_rate=leak_rate,
         simplified=tuple(_simplified_spans(text, marks.simplified)),
-        vocabulary=tuple(Span(hit.text, hit.start, hit.suggest) for hit in foreign),
+        vocabulary=tuple(Span(hit.text, hit.start, hit.suggest) for hit in _foreign(hits)),
         punctuation=tuple(punctuation),
         variants=tuple(Span(text[at], at, foreign_variants()[text[at]]) for at in marks.variants),
         verdict=verdict,
@@ -104,8 +103,22 @@ def check_text(text: str) -> Check:
 
 def leak_rate(texts: Iterable[str]) -> float:
     """Share of the Han characters of all texts that stand in Simplified characters or another region's words."""
-    checks = [check_text(text) for text in texts]
-    return sum(check.leak_rate * check.n_han for check in checks) / max(1, sum(check.n_han for check in checks))
+    leaked = han = 0
+    for text in texts:  # neither spans nor a verdict: what the converter would suggest costs most of a check
+        marks = marked_characters(text)
+        leaked, han = leaked + _num_leaked(marks, find_words(text)), han + marks.han
+    return leaked / max(1, han)
+
+
+def _foreign(hits: Iterable[Hit]) -> list[Hit]:
+    """The words of another region."""
+    return [hit for hit in hits if hit.region != "taiwan"]
+
+
+def _num_leaked(marks: "Marks", hits: Iterable[Hit]) -> int:
+    """Characters that are Simplified only or stand in another region's word, each once."""
+    words = {at for hit in _foreign(hits) for at in range(hit.start, hit.start + len(hit.text))}
+    return len(words.union(marks.simplified))
 
 
 # -- characters ---------------------------------------------------------------------------------------------------
@@ -175,7 +188,7 @@ def simplified_words(text: str) -> list[int]:
     found, place = list[int](), 0
     for token in rjieba.cut(text, False):
         if len(token) > 1 and (phrase := phrases().get(token)):
-            found += [place + at for at, char in enumerate(token) if char in SHARED.pattern and phrase[at] != char]
+            found += [place + at for at, char in enumerate(token) if char in IN_BOTH and phrase[at] != char]
         place += len(token)
     return found
 

@@ -47,7 +47,12 @@ def in_taiwan_form(text: str) -> str:
     >>> in_taiwan_form("爲羣衆")
     '為群眾'
     """
-    return text.translate({ord(char): form for char, form in taiwan_variants().items()})
+    return text.translate(_taiwan_table())
+
+
+@cache
+def _taiwan_table() -> dict[int, str]:
+    return {ord(char): form for char, form in taiwan_variants().items()}
 
 
 @cache
@@ -67,7 +72,7 @@ def to_taiwan_table() -> dict[int, str]:
         table |= {
             ord(form): taiwan_variants().get(char, char) for form in forms if form != char and _rare_in_taiwan(form)
         }
-    return table | {ord(char): form for char, form in taiwan_variants().items()} | {ord("臺"): "台"}
+    return table | _taiwan_table() | {ord("臺"): "台"}
 
 
 def _rare_in_taiwan(char: str) -> bool:

@@ -15,7 +15,7 @@ Speed and measured false positives: docs/decontamination.md.
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from twllm.corpus.folding import (
     BOUNDARY,
@@ -30,6 +30,7 @@ from twllm.corpus.folding import (
 )
 from twllm.corpus.grams import GramIndex, Runs, covered, densest, longest_run, run_hashes
 
+BATCH_CHARS = 1 << 18  # of one search
 PIECE_CHARS = 1 << 18  # of a text folded and searched at a time: arrays that fit the processor's cache
 PAIR_REACH = 64  # characters of the normal form within which the answer has to follow the question
 MIN_ANCHOR = 4  # characters of a question that is looked for together with its answer
@@ -330,3 +331,26 @@ def _search(joined: str, alphabet: _Alphabet) -> _Hits:
         if found
         else _Hits(*[np.zeros(0, np.int64)] * 4)
     )
+
+
+class HasText(Protocol):
+    """Anything with a text: a document, a training text."""
+
+    @property
+    def text(self) -> str: ...
+
+
+T = TypeVar("T", bound=HasText)
+
+
+def batches(texts: Iterable[T]) -> Iterator[list[T]]:
+    """Texts of about BATCH_CHARS together, for one search."""
+    batch, size = list[T](), 0
+    for text in texts:
+        batch.append(text)
+        size += len(text.text) + 1
+        if size >= BATCH_CHARS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch

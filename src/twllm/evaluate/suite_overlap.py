@@ -7,16 +7,15 @@ and one batch. Speed and false positives: docs/decontamination.md.
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from twllm.corpus.overlap import FLAGGING, Limits, Match, OverlapIndex, Passage, nfc
+from twllm.corpus.overlap import FLAGGING, Limits, Match, OverlapIndex, Passage, batches, nfc
 from twllm.evaluate.suite_passages import Suites, task_passages
 from twllm.evaluate.task import Item, Task
 from twllm.evaluate.training_texts import Source, TrainingText, training_texts
 
-BATCH_CHARS = 1 << 18
 EXCERPT_CHARS = 160
 
 
@@ -88,7 +87,7 @@ def find_overlap(
     for source in against:
         path = source if isinstance(source, str) else source.path
         counts = result.against.setdefault(path, {"texts": 0, "chars": 0})
-        for batch in _batches(training_texts(source, on_bytes)):
+        for batch in batches(training_texts(source, on_bytes)):
             counts["texts"] += len(batch)
             counts["chars"] += sum(len(text.text) for text in batch)
             for match in index.find([text.text for text in batch], floor, seen):
@@ -143,18 +142,6 @@ def _keep_best(
             best[(item, match.part)] = Found(match, text._replace(text=excerpt), path, texts)
         else:
             old.texts = texts
-
-
-def _batches(texts: Iterable[TrainingText]) -> Iterator[list[TrainingText]]:
-    batch, size = list[TrainingText](), 0
-    for text in texts:
-        batch.append(text)
-        size += len(text.text) + 1
-        if size >= BATCH_CHARS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 def suites_overlap(asked: Mapping[Task, Sequence[Item]], against: Iterable[Source] | None) -> Overlap | None:

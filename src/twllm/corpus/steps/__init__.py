@@ -11,7 +11,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from twllm.corpus.document import Document, Drop, Dropped, Keep
 from twllm.errors import UserError, did_you_mean
@@ -23,6 +23,7 @@ Step = Callable[[Iterable[Document]], Iterator[Document | Dropped]]
 Rule = Callable[[Document], Keep | Drop]
 Rewrite = Callable[[str], str]
 Change = Callable[[Document], Document]
+One = TypeVar("One")
 
 _MAKERS: dict[str, "Callable[[CorpusConfig], Step]"] = {}
 
@@ -37,71 +38,47 @@ def step(name: str) -> "Callable[[Callable[[CorpusConfig], Step]], Callable[[Cor
     return register
 
 
-def filter_step(
-    name: str,
-) -> "Callable[[Callable[[CorpusConfig], Rule]], Callable[[CorpusConfig], Rule]]":
+def _each(
+    name: str, apply: Callable[[One, Document], Document | Dropped]
+) -> "Callable[[Callable[[CorpusConfig], One]], Callable[[CorpusConfig], One]]":
+    """Register makers of `one` (a rule, a rewriting, a change) as the step that yields `apply(one, document)`."""
+
+    def register(make_one: "Callable[[CorpusConfig], One]") -> "Callable[[CorpusConfig], One]":
+        def make(config: "CorpusConfig") -> Step:
+            one = make_one(config)
+
+            def step(documents: Iterable[Document]) -> Iterator[Document | Dropped]:
+                for document in documents:
+                    yield apply(one, document)
+
+            return step
+
+        _MAKERS[name] = make
+        return make_one
+
+    return register
+
+
+def filter_step(name: str) -> "Callable[[Callable[[CorpusConfig], Rule]], Callable[[CorpusConfig], Rule]]":
     """Register a maker of rules as the step `name`."""
 
-    def register(make_rule: "Callable[[CorpusConfig], Rule]") -> "Callable[[CorpusConfig], Rule]":
-        def make(config: "CorpusConfig") -> Step:
-            rule = make_rule(config)
+    def apply(rule: Rule, document: Document) -> Document | Dropped:
+        verdict = rule(document)
+        if isinstance(verdict, Drop):
+            return Dropped(document, name, verdict.reason, verdict.detail)
+        return document.passed(name)
 
-            def step(documents: Iterable[Document]) -> Iterator[Document | Dropped]:
-                for document in documents:
-                    verdict = rule(document)
-                    if isinstance(verdict, Drop):
-                        yield Dropped(document, name, verdict.reason, verdict.detail)
-                    else:
-                        yield document.passed(name)
-
-            return step
-
-        _MAKERS[name] = make
-        return make_rule
-
-    return register
+    return _each(name, apply)
 
 
-def map_step(
-    name: str,
-) -> "Callable[[Callable[[CorpusConfig], Rewrite]], Callable[[CorpusConfig], Rewrite]]":
+def map_step(name: str) -> "Callable[[Callable[[CorpusConfig], Rewrite]], Callable[[CorpusConfig], Rewrite]]":
     """Register a maker of text rewritings as the step `name`."""
-
-    def register(make_rewrite: "Callable[[CorpusConfig], Rewrite]") -> "Callable[[CorpusConfig], Rewrite]":
-        def make(config: "CorpusConfig") -> Step:
-            rewrite = make_rewrite(config)
-
-            def step(documents: Iterable[Document]) -> Iterator[Document | Dropped]:
-                for document in documents:
-                    yield document.passed(name, rewrite(document.text))
-
-            return step
-
-        _MAKERS[name] = make
-        return make_rewrite
-
-    return register
+    return _each(name, lambda rewrite, document: document.passed(name, rewrite(document.text)))
 
 
-def change_step(
-    name: str,
-) -> "Callable[[Callable[[CorpusConfig], Change]], Callable[[CorpusConfig], Change]]":
+def change_step(name: str) -> "Callable[[Callable[[CorpusConfig], Change]], Callable[[CorpusConfig], Change]]":
     """Register a maker of changes to documents (text and metadata) as the step `name`."""
-
-    def register(make_change: "Callable[[CorpusConfig], Change]") -> "Callable[[CorpusConfig], Change]":
-        def make(config: "CorpusConfig") -> Step:
-            change = make_change(config)
-
-            def step(documents: Iterable[Document]) -> Iterator[Document | Dropped]:
-                for document in documents:
-                    yield change(document).passed(name)
-
-            return step
-
-        _MAKERS[name] = make
-        return make_change
-
-    return register
+    return _each(name, lambda change, document: change(document).passed(name))
 
 
 @cache

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from twllm.corpus.document import Document, Dropped, Noted
-from twllm.corpus.overlap import FLAGGING, Limits, Match, OverlapIndex, nfc
+from twllm.corpus.overlap import FLAGGING, Limits, Match, OverlapIndex, batches, nfc
 from twllm.corpus.passages import read_passages
 from twllm.corpus.steps import Step, step
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from twllm.corpus.config import CorpusConfig
 
 NAME = "decontaminate"
-BATCH_CHARS = 1 << 18
 SHOWN_ITEMS = 5
 SHOWN_CHARS = 80
 
@@ -53,19 +52,6 @@ def decontaminate(config: "CorpusConfig") -> Step:
                     yield from ACTIONS[config.decontaminate](document, found[number])
 
     return run
-
-
-def batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    """Documents of about BATCH_CHARS together."""
-    batch, size = list[Document](), 0
-    for document in documents:
-        batch.append(document)
-        size += len(document.text) + 1
-        if size >= BATCH_CHARS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 def drop(document: Document, matches: list[Match]) -> Iterator[Document | Dropped]:
