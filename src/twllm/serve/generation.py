@@ -2,16 +2,16 @@
 
 An engine turns prompt ids into events; text is cut, trimmed and stopped by `text.AnswerText`, ids are drawn by
 `sampler`, so that engines differ in speed and not in meaning. Torch is not imported here.
-Not covered: log-probabilities, several answers per request, grammars, images.
+Several answers per request are several requests. Not covered: images.
 """
 
 import hashlib
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from twllm.artifact import fingerprint, read_manifest
 from twllm.errors import UserError
@@ -22,26 +22,59 @@ EDGE_BYTES = (
 )  # of each weight file, at both ends, in a fingerprint: chosen, 14 GB would take ten seconds to read
 
 
+@dataclass(frozen=True)
+class Grammar:
+    """What an answer must look like: `value` is a JSON schema (dict), a regular expression or a list of choices."""
+
+    kind: Literal["json_object", "json_schema", "regex", "choice"]
+    value: Any = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How ids are drawn and when to stop. Temperature 0 is greedy; `max_tokens` None: until the context is full."""
+    """How ids are drawn and when to stop. Temperature 0 is greedy; `max_tokens` None: until the context is full.
+
+    Order of the sampler: logit_bias, penalties, grammar, temperature, top-k, typical-p, top-p, min-p.
+    """
 
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
+    typical_p: float = 1.0
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     seed: int | None = None
-    repetition_penalty: float = 1.0
+    repetition_penalty: float = 1.0  # of ids in prompt and answer (arXiv 1909.05858)
+    frequency_penalty: float = 0.0  # times occurrences in the answer (OpenAI)
+    presence_penalty: float = 0.0  # once for ids in the answer (OpenAI)
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    logprobs: int | None = None  # None: events carry none; n: the chosen id's and those of the n best ids
+    grammar: Grammar | None = None
+    ignore_eos: bool = False
+    keep_stop: bool = False  # the stop string stays in the text, as in TGI
+
+
+Alternatives = tuple[tuple[int, float], ...]  # (id, log-probability), best first
 
 
 @dataclass(frozen=True)
 class TokenEvent:
-    """One generated token: its id, the text it completes (often ''), and on the last one "stop" or "length"."""
+    """One generated token: its id, the text it completes (often ''), and on the last one "stop" or "length".
+
+    `logprob` is of the raw distribution (natural log, before temperature and penalties), as in vLLM and OpenAI.
+    `matched` on the last event: the stop string that ended the answer; None for the end token and for "length".
+    """
 
     id: int
     text: str
     finish_reason: str | None = None
+    logprob: float | None = None
+    top: Alternatives = ()
+    matched: str | None = None
+
+
+OnEvent = Callable[["TokenEvent | Exception | None"], None]  # None: nothing follows
 
 
 Request = tuple[Sequence[int], Sequence[int]]  # to be scored: context and continuation, at least one token each
@@ -65,6 +98,18 @@ class Engine(Protocol):
     context: int | None  # longest prompt + answer in tokens, None where the model has no limit
     model_fingerprint: str
     defaults: Sampling  # what a request that says nothing gets: the checkpoint's generation_config.json
+    end_ids: frozenset[int]
+
+    def submit(self, prompt_ids: list[int], sampling: Sampling, on_event: OnEvent) -> Callable[[], None]:
+        """Queue one request and return at once with its `cancel` (idempotent, from any thread).
+
+        `on_event` is called from the engine's thread and must return quickly: each token's event, then None after the
+        last one or a cancel; or an Exception, and nothing after it.
+
+        Raises:
+            ContextLengthError: the prompt fills the context.
+        """
+        ...
 
     def generate(
         self, prompt_ids: list[int], sampling: Sampling, cancel: threading.Event | None = None
@@ -76,13 +121,33 @@ class Engine(Protocol):
         """
         ...
 
+    def prompt_logprobs(self, sequences: Sequence[list[int]], top: int = 1) -> list["PromptScores"]:
+        """Log-probabilities of given ids, nothing generated.
+
+        Raises:
+            UserError: this engine cannot tell them.
+        """
+        ...
+
     def alive(self) -> bool:
         """Whether a request would be answered."""
+        ...
+
+    def load(self) -> tuple[int, int]:
+        """(requests being answered, requests waiting)."""
         ...
 
     def close(self) -> None:
         """Stop answering; running requests end."""
         ...
+
+
+@dataclass(frozen=True)
+class PromptScores:
+    """Of one sequence of n ids: `given[t]` is the log-probability of id t + 1 (n - 1 numbers), `best[t]` row t's best ids (n)."""
+
+    given: list[float]
+    best: list[Alternatives]
 
 
 def require_room(prompt_ids: list[int], context: int | None) -> None:
