@@ -1,6 +1,7 @@
 # make demo    install what the demo needs, run recipes/tiny.toml end to end, open the chat   (CHAT=0: stop after evaluation)
 # make test    install everything for development, run checks and the full test suite
 # make docs    write the generated pages of docs/ anew
+# make tgi-client   a venv with text-generation's own client, for the test that needs it (TWLLM_TGI_CLIENT_PYTHON)
 # make setup   install only, for both of the above
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ RUN ?= runs/tiny
 CHAT ?= 1
 PORT ?= 8080
 
-.PHONY: setup demo test check docs clean
+.PHONY: setup demo test check docs clean tgi-client
 
 setup: $(VENV)/.dev
 
@@ -44,6 +45,11 @@ test: check
 
 docs: $(VENV)/.dev
 	$(BIN)/python docs/build.py
+
+tgi-client: $(VENV)/.venv
+	$(PYTHON) -m venv $(VENV)/tgi-client
+	$(VENV)/tgi-client/bin/pip install --disable-pip-version-check --quiet text-generation==0.7.0 requests
+	@echo 'export TWLLM_TGI_CLIENT_PYTHON=$(VENV)/tgi-client/bin/python'
 
 clean:
 	rm -rf $(VENV) build dist

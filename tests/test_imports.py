@@ -16,11 +16,12 @@ ALLOWED = {
     "tokens": {"corpus", "data", "artifact", "config", "errors"},
     "model": {"tokens", "corpus", "data", "artifact", "config", "errors"},
     "train": {"model", "tokens", "corpus", "data", "artifact", "config", "errors", "recipe"},
-    "feedback": {"tokens", "data", "artifact", "config", "errors"},
-    "serve": {"train", "model", "tokens", "corpus", "feedback", "data", "artifact", "config", "errors"},
+    "feedback": {"tokens", "corpus", "data", "artifact", "config", "errors"},
+    "serve": {"release", "train", "model", "tokens", "corpus", "feedback", "data", "artifact", "config", "errors"},
     "evaluate": {"synth", "serve", "train", "model", "tokens", "corpus", "data", "artifact", "config", "errors"},
     "synth": {"corpus", "tokens", "data", "artifact", "config", "errors"},
-    "release": {"recipe", "corpus", "data", "artifact", "config", "errors"},
+    "doctor": {"serve", "feedback", "train", "tokens", "corpus", "errors"},
+    "release": {"recipe", "model", "tokens", "corpus", "data", "artifact", "config", "errors"},
 }
 
 

@@ -6,10 +6,15 @@ from typing import Annotated, Any
 
 import typer
 
+from twllm.corpus import commands_region
 from twllm.corpus.commands import check, convert
+from twllm.corpus_commands import app as corpus_app
+from twllm.doctor.commands import doctor
 from twllm.errors import UserError
 from twllm.evaluate.commands import app as eval_app
 from twllm.evaluate.compare import compare
+from twllm.feedback.commands import app as feedback_app
+from twllm.serve.commands import register as register_serving
 from twllm.synth.commands import app as synth_app
 
 app = typer.Typer(
@@ -17,23 +22,24 @@ app = typer.Typer(
     help="說臺灣華語的語言模型：語料、訓練、評測、服務、回饋。Language models for Taiwan Mandarin, from raw text to chat.",
 )  # fmt: skip
 recipe_app = typer.Typer(no_args_is_help=True, help="配方 (recipes).")
-corpus_app = typer.Typer(no_args_is_help=True, help="語料 (corpus).")
 tokenizer_app = typer.Typer(no_args_is_help=True, help="分詞器 (tokenizers).")
 train_app = typer.Typer(no_args_is_help=True, help="單獨執行一個訓練階段 (one training phase, what `run` calls).")
-feedback_app = typer.Typer(no_args_is_help=True, help="使用者回饋 (feedback).")
 for name, sub in (
     ("recipe", recipe_app),
     ("corpus", corpus_app),
     ("tokenizer", tokenizer_app),
     ("train", train_app),
-    ("feedback", feedback_app),
 ):
     app.add_typer(sub, name=name)
+app.add_typer(feedback_app, name="feedback")
 app.add_typer(eval_app, name="eval")
 app.add_typer(synth_app, name="synth")
+commands_region.register(corpus_app)
 app.command()(check)
 app.command()(convert)
 app.command()(compare)
+register_serving(app)
+app.command()(doctor)
 
 RecipeFile = Annotated[Path, typer.Argument(help="配方檔 (recipe, TOML)", metavar="RECIPE")]
 Sets = Annotated[
@@ -158,44 +164,6 @@ def recipe_show(recipe: RecipeFile, set_: Sets = None) -> None:
     Console().print(table)
 
 
-@corpus_app.command("build")
-def corpus_build(
-    recipe: RecipeFile, out: Annotated[Path, typer.Option("--out", help="輸出資料夾")], set_: Sets = None
-) -> None:
-    """只做配方的 [corpus]：讀入、清理、去重，記下每個丟棄的原因 (build the corpus of a recipe)."""
-    from rich.console import Console
-
-    from twllm.artifact import write_folder, write_manifest
-    from twllm.corpus.build import build_corpus, input_hashes
-    from twllm.corpus.report import funnel_table
-    from twllm.recipe import load_recipe
-
-    corpus = load_recipe(recipe, set_ or ()).recipe.corpus
-    if not corpus.sources:
-        raise UserError("配方沒有語料來源 (no [[corpus.sources]])", recipe, "加上至少一個來源")
-    with write_folder(out) as folder:
-        facts = build_corpus(corpus, folder)
-        write_manifest(folder, "corpus", corpus.model_dump(mode="json"), input_hashes(corpus), metrics=facts)
-    Console().print(funnel_table(out))
-
-
-@corpus_app.command("report")
-def corpus_report(
-    paths: Annotated[list[str], typer.Argument(help="corpus build 的輸出，或對話資料：twllm:NAME、檔案、資料夾；可多個", metavar="PATH...")],
-    format: Annotated[str, typer.Option(help="messages（看形狀）、oasst、fastchat、transcript、squad、chatterbot、xml")] = "messages",
-    license: Annotated[str, typer.Option(help="資料的授權條款，資料列沒寫時用 (licence of rows that carry none)")] = "",
-    question_key: Annotated[str, typer.Option(help="題目那一欄 (CSV, XML)")] = "",
-    answer_key: Annotated[str, typer.Option(help="回答那一欄 (CSV, XML)")] = "",
-) -> None:  # fmt: skip
-    """語料的漏斗，或對話資料的筆數、授權與略過的原因 (funnel of a corpus; counts, licences and skips of conversations)."""
-    from twllm.recipe import validate
-    from twllm.tokens.config import DatasetConfig
-    from twllm.tokens.report import print_reports
-
-    settings = {"format": format, "license": license, "question_key": question_key, "answer_key": answer_key}
-    print_reports([validate(DatasetConfig, {"path": path, **settings}, "corpus report") for path in paths])
-
-
 @tokenizer_app.command("train")
 def tokenizer_train(
     corpus: Annotated[Path, typer.Argument(help="corpus build 的輸出資料夾")],
@@ -312,65 +280,6 @@ def train_feedback(
 ) -> None:  # fmt: skip
     """回饋微調：只學得到好評的回答 (positively rated answers)."""
     _train("feedback", model, data, out, set_, machine, template, license, show)
-
-
-@app.command()
-def serve(
-    model: Annotated[Path, typer.Argument(help="模型資料夾")],
-    host: Annotated[str, typer.Option(help="位址；0.0.0.0 讓別台機器也連得到")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="連接埠")] = 8080,
-    db: Annotated[str | None, typer.Option(help="評分資料庫 (SQLAlchemy URL)；預設 MODEL/../ratings.db")] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU 執行緒")] = None,
-    allow_template_mismatch: Annotated[
-        bool, typer.Option("--allow-template-mismatch", help="對話範本與訓練時不同也照樣啟動")
-    ] = False,
-) -> None:
-    """OpenAI 相容 API 與網頁聊天；👍👎 存進資料庫 (API and web chat)."""
-    from twllm.serve.app import serve as start
-
-    url = db or f"sqlite:///{(model.resolve().parent / 'ratings.db').as_posix()}"
-    start(model, host=host, port=port, db=url, threads=threads, allow_template_mismatch=allow_template_mismatch)
-
-
-@app.command()
-def chat(
-    model: Annotated[str, typer.Argument(help="模型資料夾或 OpenAI 相容網址", metavar="MODEL|URL")],
-    system: Annotated[str | None, typer.Option(help="系統訊息 (system message)")] = None,
-    temperature: Annotated[float, typer.Option(help="0 表示每次都一樣")] = 0.0,
-    max_tokens: Annotated[int, typer.Option(help="回答最多幾個詞元")] = 512,
-) -> None:
-    """在終端機聊天 (chat in the terminal)."""
-    from twllm.serve.chat import chat as start
-
-    start(model, system=system, temperature=temperature, max_tokens=max_tokens)
-
-
-Db = Annotated[str, typer.Option("--db", help="評分資料庫：檔案路徑或 SQLAlchemy URL")]
-
-
-def _db_url(db: str) -> str:
-    return db if "://" in db else f"sqlite:///{Path(db).resolve().as_posix()}"
-
-
-@feedback_app.command("export")
-def feedback_export(
-    db: Db,
-    out: Annotated[Path, typer.Option("--out", help="輸出的 .jsonl")],
-    all_: Annotated[bool, typer.Option("--all", help="沒有同意用於訓練的也匯出 (ignore consent)")] = False,
-) -> None:
-    """把 👍👎 匯出成 feedback 階段讀的資料 (ratings → training rows)."""
-    from twllm.feedback.export import export_ratings
-
-    print("、".join(f"{key} {value}" for key, value in export_ratings(_db_url(db), out, consent_only=not all_).items()))
-
-
-@feedback_app.command("stats")
-def feedback_stats(db: Db) -> None:
-    """評分統計 (counts)."""
-    from twllm.feedback.store import stats
-
-    for key, value in stats(_db_url(db)).items():
-        print(f"{key}: {value}")
 
 
 if __name__ == "__main__":

@@ -29,6 +29,8 @@ PATH_KEYS = (
     "tceval_data",
     "decontaminate_against",
     "contamination",
+    "takedown",
+    "count_tokens",
 )  # keys that hold a path, wherever they stand
 
 

@@ -94,9 +94,14 @@ def _corpus_stage(recipe: Recipe) -> Stage:
     from twllm.corpus.build import build_corpus, input_hashes
 
     config = recipe.corpus.model_dump(mode="json")
+    del config["mix"]  # how often documents are shown matters to training only
     for source in config["sources"]:
-        del source["weight"]  # matters to training only
-    return Stage("corpus", (), config, lambda c: build_corpus(recipe.corpus, c.out), input_hashes(recipe.corpus))
+        del source["weight"], source["group"], source["max_epochs"]
+
+    def run(c: Context) -> Facts:
+        return build_corpus(recipe.corpus, c.out, c.work)
+
+    return Stage("corpus", (), config, run, input_hashes(recipe.corpus))
 
 
 def _tokenizer_stage(recipe: Recipe) -> Stage:
@@ -139,7 +144,7 @@ def _token_stages(recipe: Recipe) -> list[Stage]:
                 "datasets": [d.model_dump(mode="json", exclude={"weight"}) for d in phase.datasets],
                 "context": phase.context,
                 "held_out": getattr(phase, "held_out", 0.0),
-            }
+            } | ({"method": phase.method} if isinstance(phase, FeedbackConfig) else {})
             stages.append(
                 Stage(
                     f"tokens-{name}",
@@ -165,18 +170,12 @@ def _tokenize_corpus(recipe: Recipe) -> Callable[[Context], Facts]:
 
 def _tokenize_chats(phase: SftConfig | FeedbackConfig) -> Callable[[Context], Facts]:
     def run(c: Context) -> Facts:
-        from twllm.tokens.build import tokenize_datasets
+        from twllm.tokens.build import tokenize_chats
         from twllm.tokens.tokenizer import ChatTokenizer
 
         tokenizer = ChatTokenizer.load(c.inputs["tokenizer"])
-        return tokenize_datasets(
-            c.out,
-            phase.datasets,
-            tokenizer,
-            phase.context,
-            getattr(phase, "held_out", 0.0),
-            rated=isinstance(phase, FeedbackConfig),
-        )
+        held_out, method = getattr(phase, "held_out", 0.0), getattr(phase, "method", None)
+        return tokenize_chats(c.out, phase.datasets, tokenizer, phase.context, held_out, method)
 
     return run
 
@@ -204,6 +203,9 @@ def _training_stage(recipe: Recipe, stage: str, phase_name: str, start: str) -> 
         source.weight for source in (recipe.corpus.sources if phase_name == "pretrain" else config_datasets(phase))
     ]
     config["weights"] = weights
+    mixed = phase_name == "pretrain" and bool(recipe.corpus.mix.shares)
+    if mixed:
+        config["mix"] = _mix_config(recipe)
     config.pop("datasets", None)
     context = max(p.context for _, p in _phases(recipe) if p.enabled)
     files: dict[str, str] = {}
@@ -220,12 +222,24 @@ def _training_stage(recipe: Recipe, stage: str, phase_name: str, start: str) -> 
         base = recipe.base
         origin = str(c.inputs[start]) if start else base.model
         model = start_model(base.size, origin, base.revision if not start else None, tokenizer, context, phase.seed)
-        return train_phase(
-            stage, phase, weights, model, tokenizer, c.inputs[f"tokens-{phase_name}"], c.out, c.work, c.machine
-        )
+        tokens, shown, mix = c.inputs[f"tokens-{phase_name}"], weights, None
+        if mixed:
+            from twllm.corpus.mix import plan_mix
+            from twllm.tokens.build import tokens_by_source
+
+            mix = plan_mix(recipe.corpus, tokens_by_source(tokens, [source.label for source in recipe.corpus.sources]))
+            shown = mix.list_weights(recipe.corpus.sources)
+        facts = train_phase(stage, phase, shown, model, tokenizer, tokens, c.out, c.work, c.machine)
+        return facts | {"mix": mix.to_row()} if mix else facts
 
     needs = ("tokenizer", f"tokens-{phase_name}", *((start,) if start else ()))
     return Stage(stage, needs, config, run, files)
+
+
+def _mix_config(recipe: Recipe) -> Facts:
+    """What the weights of the sources depend on, but for their tokens."""
+    sources = [(source.label, source.group, source.max_epochs) for source in recipe.corpus.sources]
+    return {**recipe.corpus.mix.model_dump(mode="json"), "sources": sources}
 
 
 def config_datasets(phase: OptimConfig) -> tuple[DatasetConfig, ...]:

@@ -85,7 +85,9 @@ def test_the_folder_holds_what_it_says_and_no_more(config: CorpusConfig, tmp_pat
     names = sorted(p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*") if p.is_file())
     reasons = ["broken_line", "duplicate", "no_sentence_end", "simplified", "too_short"]
     drops = [f"drops/{reason}.jsonl" for reason in reasons]
-    assert names == ["documents.jsonl.zst", *drops, "funnel.json", "funnel.png", "held_out.jsonl.zst"]
+    assert names == [
+        "documents.jsonl.zst", *drops, "funnel.html", "funnel.json", "funnel.md", "funnel.png", "held_out.jsonl.zst",
+    ]  # fmt: skip
     assert (tmp_path / "out" / "funnel.png").read_bytes().startswith(b"\x89PNG")
     funnel = json.loads((tmp_path / "out" / "funnel.json").read_text(encoding="utf-8"))
     left = {stage["stage"]: stage["documents"] for stage in funnel["stages"]}
@@ -99,6 +101,37 @@ def test_the_folder_holds_what_it_says_and_no_more(config: CorpusConfig, tmp_pat
     [broken] = rows(tmp_path / "out/drops/broken_line.jsonl")
     assert broken["id"].endswith("夜市.jsonl:292")
     assert broken["excerpt"] == "{broken\n"
+
+
+def test_the_funnel_tells_sources_reasons_and_tokens(config: CorpusConfig, tmp_path: Path) -> None:
+    build(config, tmp_path / "out")
+    funnel = json.loads((tmp_path / "out" / "funnel.json").read_text(encoding="utf-8"))
+    read, *_, last = funnel["stages"]
+    assert {name: count["documents"] for name, count in read["sources"].items()} == {"夜市": 291, "other": 1}
+    assert last["tokens"] == sum(count["tokens"] for count in last["sources"].values())
+    texts = [d.text for part in ("documents", "held_out") for d in read_documents(tmp_path / "out", part)]
+    assert last["tokens"] == sum(round(len(text.encode()) / 4.5) for text in texts)
+    quality = next(stage for stage in funnel["stages"] if stage["stage"] == "quality")
+    assert quality["drops"]["too_short"]["sources"]["夜市"]["documents"] == 30
+    assert quality["drops"]["too_short"]["tokens"] == 30 * round(len("太短".encode()) / 4.5)
+    for stage, after in zip(funnel["stages"], funnel["stages"][1:], strict=False):
+        for key in ("documents", "chars", "tokens"):
+            lost = sum(count[key] for count in after["drops"].values())
+            assert stage[key] - lost == after[key] or after["stage"] == "normalize"
+    page = (tmp_path / "out" / "funnel.html").read_text(encoding="utf-8")
+    assert BAD[1] in page and "簡體字 simplified（5）" in page
+
+
+def test_tokens_are_counted_by_a_tokenizer(config: CorpusConfig, tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    pieces = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+    pieces.pre_tokenizer = pre_tokenizers.Split("", "isolated")  # a token a character
+    (tmp_path / "tokenizer").mkdir()
+    pieces.save(str(tmp_path / "tokenizer" / "tokenizer.json"))
+    counts = build(config.model_copy(update={"count_tokens": str(tmp_path / "tokenizer")}), tmp_path / "out")
+    assert counts["sources"]["other"]["kept_tokens"] == len(GOOD)
+    assert counts["tokens_counted_by"] == str(tmp_path / "tokenizer")
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -178,7 +211,7 @@ def test_report(config: CorpusConfig, tmp_path: Path) -> None:
     for text in (shown, markdown):
         for told in ("no_sentence_end 30、too_short 30", "來源 夜市 × 2", "保留驗證", "79.5 %"):
             assert told in text
-    assert {line.count("|") for line in markdown.splitlines()} == {6}
+    assert {line.count("|") for line in markdown.splitlines()} == {7}
     for function in (funnel_table, funnel_markdown, read_documents):
         with pytest.raises(UserError, match="not a corpus folder"):
             function(tmp_path)
@@ -222,9 +255,9 @@ def test_no_torch_and_light_imports() -> None:
 
 
 def test_picture_without_a_chinese_font(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from twllm.corpus import funnel
+    from twllm.corpus import funnel_files
 
     stages = [{"stage": "read", "documents": 3, "chars": 9, "drops": {"too_short": {"documents": 1, "chars": 1}}}]
-    monkeypatch.setattr(funnel, "CJK_FONTS", ())
-    funnel.draw(stages, tmp_path / "latin.png")  # a missing glyph would be a warning, so an error here
+    monkeypatch.setattr(funnel_files, "CJK_FONTS", ())
+    funnel_files.draw(stages, tmp_path / "latin.png")  # a missing glyph would be a warning, so an error here
     assert (tmp_path / "latin.png").read_bytes().startswith(b"\x89PNG")

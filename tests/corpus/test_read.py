@@ -159,9 +159,9 @@ def test_nothing_there(tmp_path: Path) -> None:
         read(tmp_path / "none.jsonl")
     with pytest.raises(UserError, match="no corpus files"):
         read(tmp_path)
-    (tmp_path / "a.docx").write_bytes(b"")
+    (tmp_path / "a.odt").write_bytes(b"")
     with pytest.raises(UserError, match="unknown file type") as error:
-        read(tmp_path / "a.docx")
+        read(tmp_path / "a.odt")
     assert "jsonl" in error.value.fix
 
 
@@ -172,7 +172,7 @@ def test_input_hashes_follow_names_and_bytes(tmp_path: Path) -> None:
     first = input_hashes(config)
     assert list(first) == [str(tmp_path), "twllm:knowledge"]
     assert input_hashes(config) == first
-    (tmp_path / "notes.docx").write_bytes(b"not read")
+    (tmp_path / "notes.odt").write_bytes(b"not read")
     assert input_hashes(config) == first
     (tmp_path / "b.txt").write_text("台灣", encoding="utf-8")
     second = input_hashes(config)

@@ -1,14 +1,17 @@
 """WARC and WET files written by hand, and readable text of HTML."""
 
 import gzip
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from twllm.corpus.config import CorpusSource
+from twllm.corpus.build import build_corpus
+from twllm.corpus.config import CorpusConfig, CorpusSource
 from twllm.corpus.document import Document, Dropped
 from twllm.corpus.html import read_html
-from twllm.corpus.read import read_source
+from twllm.corpus.read import Reading, read_source
+from twllm.corpus.sources import plan_source, read_part
 from twllm.errors import UserError
 
 PAGE = """<html><head><meta charset="{charset}"><title>士林 夜市</title><style>p{{}}</style></head><body>
@@ -110,3 +113,95 @@ def test_compressed_and_chunked_bodies(tmp_path: Path) -> None:
 )
 def test_readable_text(html: str, text: str) -> None:
     assert read_html(html) == ("", text)
+
+
+def good_pages(count: int) -> list[bytes]:
+    page = PAGE.format(charset="utf-8")
+    headers = {"Content-Type": "text/html; charset=utf-8"}
+    return [response("200 OK", headers, page.replace("廚房", f"第{n}個廚房").encode(), n) for n in range(count)]
+
+
+def numbers(items: list[Document | Dropped]) -> list[str]:
+    """The number of each page, or the reason and place of a drop."""
+    found = []
+    for item in items:
+        if isinstance(item, Document):
+            found.append(item.url.rpartition("/")[2])
+        else:
+            found.append(f"{item.reason} {item.document.id.rpartition('/')[2]}")
+    return found
+
+
+def damage_middle(member: bytes) -> bytes:
+    return member[:40] + bytes(byte ^ 0x5A for byte in member[40:60]) + member[60:]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        damage_middle,
+        lambda member: member[:-20],
+        lambda member: member[:-6] + b"\0\0" + member[-4:],
+        lambda member: b"\x1f\x8b\x08junk" * 9,
+    ],
+    ids=["garbage", "cut", "checksum", "no gzip"],
+)
+def test_a_damaged_member_loses_only_itself(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    members = [gzip.compress(page, mtime=0) for page in good_pages(5)]
+    offset = len(members[0]) + len(members[1])
+    members[2] = damage(members[2])
+    (tmp_path / "a.warc.gz").write_bytes(b"".join(members))
+    assert numbers(read(tmp_path / "a.warc.gz", skip=True)) == ["0", "1", f"broken_record a.warc.gz@{offset}", "3", "4"]
+    with pytest.raises(UserError, match="broken record") as error:
+        read(tmp_path / "a.warc.gz")
+    assert error.value.where.endswith(f"a.warc.gz@{offset}")
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"Content-Length: ", b"Content-Length: 9"),  # swallows what follows
+        (b"Content-Length: 4", b"Content-Length: 1"),  # too short
+        (b"Content-Length: ", b"Content-Length: x"),
+        (b"WARC/1.0\r\n", b"VARC/1.0\r\n"),
+    ],
+)
+def test_a_damaged_header_loses_only_its_record(tmp_path: Path, packed: bool, old: bytes, new: bytes) -> None:
+    pages = good_pages(4)
+    assert b"Content-Length: 4" in pages[1]
+    pages[1] = pages[1].replace(old, new, 1)
+    name = "a.warc.gz" if packed else "a.warc"
+    write_warc(tmp_path / name, *pages)
+    offset = len(gzip.compress(pages[0])) if packed else len(pages[0])
+    found = numbers(read(tmp_path / name, skip=True))
+    assert [entry for entry in found if entry.isdecimal()] == ["0", "2", "3"]
+    [drop] = [entry for entry in found if not entry.isdecimal()]
+    assert drop.startswith(f"broken_record {name}@{offset}"[:-2])
+
+
+def test_a_page_too_large_is_named(tmp_path: Path) -> None:
+    headers = {"Content-Type": "text/html", "Content-Encoding": "gzip"}
+    bomb = gzip.compress(b"<p>" + b"A" * 3_000_000)
+    large = response("200 OK", {"Content-Type": "text/html"}, b"<p>" + b"B" * 2_000_000, 8)
+    image = response("200 OK", {"Content-Type": "image/png"}, b"C" * 2_000_000, 9)  # no page: nobody misses it
+    write_warc(
+        tmp_path / "a.warc.gz", *good_pages(1), response("200 OK", headers, bomb, 7), large, image, *good_pages(2)[1:]
+    )
+    source = CorpusSource(path=str(tmp_path / "a.warc.gz"), license="CC0-1.0")
+    [part] = plan_source(source)
+    items = list(read_part(part, Reading(source, skip_broken=True, max_bytes=1_000_000)))
+    assert [entry.split(" ")[0] for entry in numbers(items)] == ["0", "too_large", "too_large", "1"]
+    assert [item.detail.rpartition("/")[2] for item in items if isinstance(item, Dropped)] == ["7", "8"]
+
+
+def test_the_web_is_skipped_by_default(tmp_path: Path) -> None:
+    members = [gzip.compress(page, mtime=0) for page in good_pages(3)]
+    (tmp_path / "a.warc.gz").write_bytes(members[0] + damage_middle(members[1]) + members[2])
+    source = CorpusSource(path=str(tmp_path / "a.warc.gz"), license="CC0-1.0")
+    (tmp_path / "out").mkdir()
+    facts = build_corpus(CorpusConfig(sources=(source,), steps=(), held_out=0), tmp_path / "out")
+    assert (facts["documents"], facts["dropped"]) == (2, {"broken_record": 1})
+    with pytest.raises(UserError, match="broken record"):
+        (tmp_path / "stop").mkdir()
+        build_corpus(CorpusConfig(sources=(source,), steps=(), on_broken="stop"), tmp_path / "stop")

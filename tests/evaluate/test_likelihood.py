@@ -23,6 +23,7 @@ from twllm.feedback.store import RatingStore
 from twllm.serve.app import create_app
 from twllm.serve.engine import TorchEngine
 from twllm.serve.generation import Score
+from twllm.serve.service import Service
 from twllm.tokens.tokenizer import ChatTokenizer
 
 QUESTIONS = [
@@ -286,7 +287,7 @@ def test_our_server_tells_the_same(tiny_checkpoint: Path, local: LocalModel, tmp
     engine = TorchEngine(tiny_checkpoint, threads=1, precision="fp32")
     store = RatingStore(f"sqlite:///{tmp_path / 'r.db'}")
     long = Question("很長的題目。" * 200, ("A", "B"))
-    with TestClient(create_app(engine, store, "tiny")) as client:
+    with TestClient(create_app(Service.single(engine, store, "tiny"))) as client:
         with_folder = HttpModel("http://testserver", 8, cast(httpx.Client, client), tokenizer=tiny_checkpoint)
         found = scores(with_folder, [*QUESTIONS, long])
         by_server = scores(HttpModel("http://testserver", 8, cast(httpx.Client, client)), QUESTIONS[:2])

@@ -15,6 +15,7 @@ from twllm.evaluate.model import HttpModel, LocalModel, model_fingerprint, open_
 from twllm.feedback.store import RatingStore
 from twllm.serve.app import create_app
 from twllm.serve.engine import TorchEngine
+from twllm.serve.service import Service
 
 CHATS = [[{"role": "user", "content": text}] for text in ("台灣的首都是？", "玉山多高？「請」回答ㄅㄆㄇ。", "hello")]
 LONG = [{"role": "user", "content": "很長的題目。" * 200}]  # more than the tiny model's 256 tokens
@@ -32,7 +33,7 @@ def fp32() -> Iterator[None]:
 def server(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     """Our application on the tiny checkpoint."""
     store = RatingStore(f"sqlite:///{tmp_path_factory.mktemp('db') / 'r.db'}")
-    with TestClient(create_app(TorchEngine(tiny_checkpoint, threads=1), store, "玉山-tiny")) as client:
+    with TestClient(create_app(Service.single(TorchEngine(tiny_checkpoint, threads=1), store, "玉山-tiny"))) as client:
         yield client
 
 

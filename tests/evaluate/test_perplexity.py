@@ -21,11 +21,7 @@ TEXT = "玉山是臺灣最高的山，標高三千九百五十二公尺。\n山�
 
 @pytest.fixture(scope="module")
 def engine(tiny_checkpoint: Path) -> TorchEngine:
-    import torch
-
-    engine = TorchEngine(tiny_checkpoint, threads=1)
-    engine.model = engine.model.to(torch.float32)
-    return engine
+    return TorchEngine(tiny_checkpoint, threads=1, precision="fp32")
 
 
 def by_hand(engine: TorchEngine, ids: list[int], position: int, start: int) -> float:

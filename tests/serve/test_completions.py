@@ -13,10 +13,12 @@ from starlette.testclient import TestClient
 from transformers import AutoModelForCausalLM
 
 from tests.serve.conftest import ANSWER, ScriptedEngine, running
+from twllm.errors import UserError
 from twllm.feedback.store import RatingStore
 from twllm.serve import scoring
 from twllm.serve.app import create_app
 from twllm.serve.engine import TorchEngine
+from twllm.serve.service import Service
 from twllm.serve.token_text import TokenText, encode_raw
 from twllm.tokens.tokenizer import ChatTokenizer
 
@@ -39,7 +41,7 @@ def engine(tiny_checkpoint: Path) -> Iterator[TorchEngine]:
 def server(engine: TorchEngine, tmp_path_factory: pytest.TempPathFactory) -> TestClient:
     """Without the lifespan, which would close the engine that the module shares."""
     store = RatingStore(tmp_path_factory.mktemp("db") / "ratings.db")
-    return TestClient(create_app(engine, store, "tiny"), raise_server_exceptions=False)
+    return TestClient(create_app(Service.single(engine, store, "tiny")), raise_server_exceptions=False)
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +60,7 @@ def refused(client: TestClient, status: int = 400, **body: Any) -> dict[str, Any
     assert response.status_code == status, response.text
     error: dict[str, Any] = response.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
+    assert response.json()["error_type"]
     return error
 
 
@@ -217,7 +220,16 @@ def test_stream_adds_up_to_the_whole(server: TestClient, more: dict[str, Any]) -
         own = [c for chunk in chunks for c in chunk["choices"] if c["index"] == choice["index"]]
         assert "".join(c["text"] for c in own) == choice["text"]
         assert [c["finish_reason"] for c in own if c["finish_reason"]] == [choice["finish_reason"]]
-        assert own[-1]["logprobs"] == choice["logprobs"]
+        parts = [c["logprobs"] for c in own if c["logprobs"]]
+        assert bool(parts) == (choice["logprobs"] is not None) == ("logprobs" in more)
+        for name, column in (choice["logprobs"] or {}).items():
+            joined = [entry for part in parts for entry in part[name]]
+            assert len(parts) > 2
+            if name in ("tokens", "text_offset"):
+                assert joined == column
+            else:  # other requests beside it change the last digits
+                for one, other in zip(joined, column, strict=True):
+                    assert one == other if one is None else one == pytest.approx(other, abs=1e-4)
 
 
 def test_slices_and_batches_change_nothing(
@@ -251,16 +263,28 @@ def test_mistakes(server: TestClient, engine: TorchEngine) -> None:
     assert refused(server, prompt="a", max_tokens=0)["param"] == "max_tokens"
     assert refused(server, prompt="a", logprobs=6)["param"] == "logprobs"
     assert refused(server, prompt=["a"] * 600, n=2)["param"] == "n"
-    for name, value in {"suffix": "b", "best_of": 3, "logit_bias": {"5": 1}, "presence_penalty": 1}.items():
+    for name, value in {"suffix": "b", "best_of": 3, "prompt_logprobs": 1, "use_beam_search": True}.items():
         assert refused(server, prompt="a", **{name: value})["code"] == "unsupported_parameter"
+    for name, value in {
+        "logit_bias": {"99999": 1},
+        "presence_penalty": 3,
+        "guided_json": "{",
+        "stop": ["a"] * 17,
+    }.items():
+        assert refused(server, prompt="a", **{name: value})["param"] == name
 
 
 def test_engines_without_weights(client: TestClient, scripted: ScriptedEngine) -> None:
-    """They answer, and refuse log-probabilities; an error inside has no detail."""
+    """They answer, and refuse an echo's log-probabilities; an error inside has no detail."""
+
+    def cannot(sequences: Any, top: int) -> Any:
+        raise UserError("這個引擎沒有 logprobs (not supported)", "logprobs", "用別的引擎")
+
     assert (
         ask(client, prompt="台灣？", max_tokens=300)["choices"][0]["text"] == " " + ANSWER
     )  # no template, no lead to cut
-    assert refused(client, prompt="台灣？", logprobs=1)["code"] == "unsupported_parameter"
+    scripted.prompt_logprobs = cannot  # type: ignore[method-assign]
+    assert refused(client, prompt="台灣？", logprobs=1, echo=True)["param"] == "logprobs"
     scripted.fail_after = 2
     assert "secret" not in json.dumps(refused(client, 500, prompt=["台灣？", "玉山？"]))
     streamed = client.post(URL, json={"prompt": "台灣？", "stream": True}).text
@@ -348,3 +372,28 @@ def test_logprobs_are_finite_json(engine: TorchEngine, server: TestClient) -> No
         assert answer["choices"][0]["logprobs"]["token_logprobs"][1] == -9999.0
     finally:
         handle.remove()
+
+
+def test_the_new_fields(server: TestClient, engine: TorchEngine) -> None:
+    """A format, a bias and penalties on raw prompts; log-probabilities stay the model's own."""
+    body = {"prompt": TEXTS[1], "max_tokens": 40, **GREEDY}
+    assert ask(server, **body, guided_choice=["三千", "四千"])["choices"][0]["text"] in ("三千", "四千")
+    text = ask(
+        server,
+        **body,
+        response_format={
+            "type": "json_object",
+            "schema": {"type": "object", "properties": {}, "additionalProperties": False},
+        },
+    )["choices"][0]["text"]
+    assert json.loads(text) == {}
+    id = engine.tokenizer.encode("玉山")[0]
+    free, forced = (
+        ask(server, **body | {"max_tokens": 1}, logprobs=5, **more)["choices"][0]
+        for more in ({}, {"logit_bias": {str(id): 100}})
+    )
+    assert forced["text"] == engine.tokenizer.decode([id])
+    best = dict(free["logprobs"]["top_logprobs"][0])
+    shown = forced["logprobs"]["top_logprobs"][0]
+    assert {name: shown[name] for name in best} == pytest.approx(best, abs=1e-4)
+    assert refused(server, **body, guided_regex="(")["message"]

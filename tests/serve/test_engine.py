@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from twllm.errors import UserError
-from twllm.serve import engine as engine_module
 from twllm.serve.engine import ContextLengthError, Sampling, TorchEngine
 from twllm.tokens.tokenizer import ChatTokenizer
 
@@ -19,7 +18,7 @@ QUESTIONS = ["台灣最高的山是哪一座？", "「拍謝」是什麼意思�
 
 @pytest.fixture(scope="module")
 def engine(tiny_checkpoint: Path) -> Iterator[TorchEngine]:
-    engine = TorchEngine(tiny_checkpoint, threads=1)
+    engine = TorchEngine(tiny_checkpoint, threads=1, precision="fp32")
     yield engine
     engine.close()
 
@@ -42,10 +41,50 @@ def test_greedy_ids_are_those_of_transformers(engine: TorchEngine) -> None:
         assert answer(engine, question) == expected[0, ids.shape[1] :].tolist()
 
 
-def test_prompt_in_slices_gives_the_same_answer(engine: TorchEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prompt_in_slices_gives_the_same_answer(engine: TorchEngine, tiny_checkpoint: Path) -> None:
     whole = answer(engine, QUESTIONS[3])
-    monkeypatch.setattr(engine_module, "PROMPT_SLICE", 7)
-    assert answer(engine, QUESTIONS[3]) == whole
+    other = TorchEngine(tiny_checkpoint, threads=1, precision="fp32")
+    other._runner.step_tokens = 7
+    assert answer(other, QUESTIONS[3]) == whole
+    assert other.counts["steps"] > len(prompt(engine, QUESTIONS[3])) / 7 + 20
+    other.close()
+
+
+def test_a_chat_goes_on_where_it_was(tiny_checkpoint: Path) -> None:
+    """The second turn reads only what is new, and its answer is the one a fresh engine gives."""
+    engine, fresh = (TorchEngine(tiny_checkpoint, threads=1, precision="fp32") for _ in range(2))
+    messages = [{"role": "user", "content": QUESTIONS[0]}]
+    ids = engine.tokenizer.encode_chat(messages, add_generation_prompt=True).ids
+    said = [event.id for event in engine.generate(ids, Sampling(max_tokens=20, ignore_eos=True))]
+    longer = [*ids, *said, *engine.tokenizer.encode("然後呢？")]
+    assert answer_ids(engine, longer) == answer_ids(fresh, longer)
+    assert engine.counts["reused"] == len(ids) + 19
+    several = [engine.generate(longer, Sampling(temperature=1.0, seed=n, max_tokens=8)) for n in range(3)]
+    assert [[e.id for e in one] for one in several] == [
+        [e.id for e in fresh.generate(longer, Sampling(temperature=1.0, seed=n, max_tokens=8))] for n in range(3)
+    ]
+    engine.close()
+    fresh.close()
+
+
+def answer_ids(engine: TorchEngine, ids: list[int]) -> list[int]:
+    return [event.id for event in engine.generate(ids, Sampling(max_tokens=12))]
+
+
+def test_stop_strings_limits_and_log_probabilities(engine: TorchEngine) -> None:
+    free = list(engine.generate(prompt(engine, QUESTIONS[0]), Sampling(max_tokens=24, ignore_eos=True, logprobs=2)))
+    assert [event.top[0][0] for event in free] == [event.id for event in free]  # greedy: the best one
+    assert all(event.logprob == event.top[0][1] for event in free)
+    text = "".join(event.text for event in free)
+    stop = text[len(text) // 2 :][:2]
+    for keep in (False, True):
+        sampling = Sampling(max_tokens=24, ignore_eos=True, stop=("沒有這個", stop), keep_stop=keep)
+        events = list(engine.generate(prompt(engine, QUESTIONS[0]), sampling))
+        expected = text[: text.index(stop) + (len(stop) if keep else 0)]
+        assert "".join(event.text for event in events) == expected
+        assert (events[-1].finish_reason, events[-1].matched) == ("stop", stop)
+    assert len(free) == 24
+    assert (free[-1].finish_reason, free[-1].matched) == ("length", None)
 
 
 def test_text_is_the_decoded_ids_and_the_last_event_says_why(engine: TorchEngine) -> None:
@@ -65,7 +104,7 @@ def test_others_do_not_change_an_answer(engine: TorchEngine, temperature: float)
     def run(number: int) -> None:
         together[number] = answer(engine, QUESTIONS[number % 4], **settings)
 
-    threads = [threading.Thread(target=run, args=(number,)) for number in range(24)]  # more than MAX_ACTIVE
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(24)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -126,7 +165,7 @@ def test_closing_the_iterator_frees_the_engine(engine: TorchEngine) -> None:
     next(events)
     events.close()  # type: ignore[attr-defined]
     for _ in range(1000):
-        if engine.active() == 0:
+        if engine.load() == (0, 0):
             return
         threading.Event().wait(0.005)
     pytest.fail("the request still runs")
@@ -144,8 +183,10 @@ def test_a_full_context_is_refused_and_a_nearly_full_one_answered(engine: TorchE
 
 
 def test_a_failing_request_does_not_hurt_the_others(engine: TorchEngine) -> None:
-    with pytest.raises(IndexError):
-        list(engine.generate([10**6], Sampling(max_tokens=2)))  # no such id: the embedding refuses it
+    with pytest.raises(UserError, match="ids are 0 to"):
+        engine.generate([10**6], Sampling(max_tokens=2))
+    with pytest.raises(UserError, match="empty"):
+        engine.generate([], Sampling(max_tokens=2))
     assert engine.alive()
     assert answer(engine, QUESTIONS[0])
 

@@ -5,6 +5,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tests.serve.conftest import ANSWER, ScriptedEngine, running
 from twllm.feedback.store import RatingStore
 from twllm.serve.app import create_app
 from twllm.serve.engine import TorchEngine
+from twllm.serve.service import Service
 
 CHAT = "/v1/chat/completions"
 ASK = {"messages": [{"role": "user", "content": "台灣最高的山是哪一座？"}]}
@@ -47,6 +49,7 @@ def error(client: TestClient, body: Any, status: int = 400) -> Any:
     assert response.status_code == status, response.text
     found = response.json()["error"]
     assert set(found) == {"message", "type", "param", "code"}
+    assert response.json()["error_type"]
     assert "Traceback" not in response.text
     return found
 
@@ -113,7 +116,8 @@ def test_settings_reach_the_engine(client: TestClient, scripted: ScriptedEngine)
     assert (seen.temperature, seen.top_p, seen.top_k, seen.stop) == (0.5, 0.9, 0, ("a",))
     assert (seen.seed, seen.repetition_penalty, seen.max_tokens) == (2**64 - 1, 1.1, 9)
     whole(client, temperature=None, stop=None, n=1, tools=[], response_format={"type": "text"}, logprobs=False)
-    assert scripted.seen[-1] == scripted.defaults
+    room = 400 - len(scripted.tokenizer.encode_chat(ASK["messages"], add_generation_prompt=True).ids)
+    assert scripted.seen[-1] == replace(scripted.defaults, max_tokens=room)
 
 
 def test_messages_in_all_their_shapes(client: TestClient, scripted: ScriptedEngine) -> None:
@@ -136,18 +140,37 @@ def test_typed_control_tokens_stay_text(client: TestClient, scripted: ScriptedEn
 @pytest.mark.parametrize(
     ("change", "param"),
     [
-        ({"n": 2}, "n"),
+        ({"n": 0}, "n"),
         ({"messages": []}, "messages"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, None),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages.0.role"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, None),
         ({"temperature": 2.5}, "temperature"),
         ({"temperature": "hot"}, "temperature"),
         ({"top_p": 0}, "top_p"),
         ({"max_tokens": 0}, "max_tokens"),
-        ({"stop": ["1", "2", "3", "4", "5"]}, None),
-        ({"tools": [{"type": "function"}]}, "tools"),
-        ({"logprobs": True}, "logprobs"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"stop": ["1", "2", "3", "4", "5"]}, "stop"),
+        ({"tools": [{"type": "function"}]}, "tools.0.function"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"logit_bias": {"99999": 1}}, "logit_bias"),
+        ({"logit_bias": {"5": 101}}, "logit_bias.5"),
+        ({"logit_bias": {"a": 1}}, None),
+        ({"frequency_penalty": 2.1}, "frequency_penalty"),
+        ({"min_p": 1.5}, "min_p"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format"),
+        ({"guided_json": "{", "stop": None}, "guided_json"),
+        ({"guided_choice": []}, "guided_choice"),
+        ({"guided_regex": "a", "guided_choice": ["a"]}, "response_format"),
+        ({"structured_outputs": {"grammar": "root ::= a"}}, "structured_outputs"),
+        ({"guided_grammar": "root ::= a"}, "guided_grammar"),
+        ({"reasoning_effort": "high"}, "reasoning_effort"),
+        ({"modalities": ["text", "audio"]}, "modalities"),
+        ({"chat_template": "x"}, "chat_template"),
+        ({"add_generation_prompt": False}, "add_generation_prompt"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"truncate": "middle"}, "truncate"),
         ({"messages": [{"role": "user", "content": "a"}, {"role": "system", "content": "b"}]}, "messages"),
     ],
 )
@@ -181,7 +204,7 @@ def test_error_in_the_middle(client: TestClient, scripted: ScriptedEngine, caplo
     with caplog.at_level(logging.CRITICAL, "twllm.serve"):
         chunks = streamed(client)
     assert len(chunks) > 1
-    assert set(chunks[-1]) == {"error"}
+    assert set(chunks[-1]) == {"error", "error_type"}
     assert chunks[-1]["error"]["type"] == "server_error"
     response = client.post(CHAT, json=ASK)
     assert response.status_code == 500
@@ -216,7 +239,7 @@ def real(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     """The app on the torch engine."""
     engine = TorchEngine(tiny_checkpoint, threads=1)
     store = RatingStore(tmp_path_factory.mktemp("real") / "ratings.db")
-    with TestClient(create_app(engine, store, "tiny")) as client:
+    with TestClient(create_app(Service.single(engine, store, "tiny"))) as client:
         yield engine, client
 
 
@@ -276,8 +299,13 @@ def test_the_openai_client(scripted: ScriptedEngine, database: Path) -> None:
         with client.chat.completions.stream(model="x", messages=messages) as stream:
             assert stream.get_final_completion().choices[0].message.content == ANSWER
         assert [model.id for model in client.models.list()] == ["玉山-tiny"]
-        with pytest.raises(openai.BadRequestError, match="n=1"):
-            client.chat.completions.create(model="x", messages=messages, n=2)
+        two = client.chat.completions.create(model="x", messages=messages, n=2, logprobs=True, top_logprobs=1)
+        type(two).model_validate(two.model_dump())
+        assert [choice.message.content for choice in two.choices] == [ANSWER, ANSWER]
+        assert b"".join(bytes(token.bytes) for token in two.choices[1].logprobs.content).decode() == " " + ANSWER
+        assert client.models.retrieve("玉山-tiny").id == "玉山-tiny"
+        with pytest.raises(openai.NotFoundError):
+            client.embeddings.create(model="x", input="a")
         with pytest.raises(openai.BadRequestError) as refused:
             client.chat.completions.create(model="x", messages=[{"role": "user", "content": "長" * 900}])
         assert refused.value.code == "context_length_exceeded"
@@ -294,3 +322,16 @@ def test_half_a_character_is_replaced(client: TestClient, scripted: ScriptedEngi
     response = client.post(CHAT, content=body, headers={"Content-Type": "application/json"})
     assert response.status_code == 200
     assert "好\ufffd" in scripted.prompts[-1]
+
+
+def test_a_silent_stream_is_kept_alive(
+    client: TestClient, scripted: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Comments, which clients skip, while the model thinks."""
+    monkeypatch.setattr("twllm.serve.event_stream.KEEP_ALIVE_S", 0.05)
+    scripted.delay_s = 0.12
+    text = client.post(CHAT, json={**ASK, "stream": True, "max_tokens": 4}).text
+    assert text.count("\n\n:\n\n") >= 3
+    assert text.endswith("data: [DONE]\n\n")
+    chunks = events("\n\n".join(block for block in text.split("\n\n") if block.startswith("data")))
+    assert text_of(chunks) == ANSWER[: len(text_of(chunks))] != ""

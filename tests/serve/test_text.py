@@ -48,6 +48,29 @@ def test_stop_string_over_token_borders_is_cut(tiny_tokenizer: ChatTokenizer, st
     assert "".join(found) == TEXT[: TEXT.index(stop)]
 
 
+@pytest.mark.parametrize("stop", ["高🏔️，「拍", "」", "AI。", "ㄆㄇ 鹽", "玉"])
+def test_a_stop_string_can_stay(tiny_tokenizer: ChatTokenizer, stop: str) -> None:
+    """As in text-generation-inference: it is the answer's end, and nothing is held back for it."""
+    answer = AnswerText(tiny_tokenizer, " ", ("雄", stop), keep_stop=True)
+    plain = AnswerText(tiny_tokenizer, " ")
+    found = []
+    for id in tiny_tokenizer.encode(" " + TEXT):
+        piece, whole = answer.push(id), plain.push(id)
+        found.append(piece)
+        if answer.stopped:
+            break
+        assert piece == whole
+    assert "".join(found) == TEXT[: TEXT.index(stop) + len(stop)]
+    assert answer.matched == stop
+    assert answer.push(5) == answer.finish() == ""
+
+
+def test_the_stop_string_that_comes_first_is_told(tiny_tokenizer: ChatTokenizer) -> None:
+    answer = AnswerText(tiny_tokenizer, stop=("玉山", "最高", "山最"))
+    text = "".join(answer.push(id) for id in tiny_tokenizer.encode("台灣，玉山最高"))
+    assert (text, answer.matched) == ("台灣，", "玉山")
+
+
 def test_what_only_looks_like_a_stop_string_comes_out(tiny_tokenizer: ChatTokenizer) -> None:
     found, stopped = pieces(tiny_tokenizer, " " + TEXT, stop=("AI。完", "高雄", ""))
     assert not stopped

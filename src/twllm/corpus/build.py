@@ -1,158 +1,223 @@
-"""Build a corpus: sources → steps → documents.jsonl.zst, held_out.jsonl.zst, funnel.json, funnel.png,
-drops/REASON.jsonl.
+"""Build a corpus: sources → steps → documents, a held-out part, and the funnel as numbers, table, picture and samples.
 
-One pass, one process; memory does not grow with the corpus but for dedup's hashes. Which documents are held out
-depends on the hash of (seed, id) alone: adding a source moves no document of another one from one part to the other,
-as long as `max_held_out` does not bind; where it does, the smallest hashes stay. At most half of the documents are
-held out.
+The folder: `documents.jsonl.zst` (or `documents/NNNNN.jsonl.zst` with `write = "shards"`), `held_out.jsonl.zst`,
+`funnel.json`, `.md`, `.html`, `.png`, `drops/REASON.jsonl`, reports of global steps. The same input gives the same bytes with any executor
+and any number of workers, killed in between or not (engine.py).
+
+Which documents are held out depends on the hash of (seed, id) alone: adding a source moves no document of another one
+from one part to the other, as long as `max_held_out` does not bind; where it does, the smallest hashes stay. At most
+half of the documents are held out.
 """
 
-import hashlib
-import sys
+import json
+import os
+import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from heapq import nsmallest
 from pathlib import Path
 from typing import Any
 
 from twllm.corpus.config import CorpusConfig
-from twllm.corpus.document import Document
-from twllm.corpus.files import OUTPUT, OnBytes, input_hashes, list_files
-from twllm.corpus.funnel import Funnel
-from twllm.corpus.read import read_source
-from twllm.corpus.steps import make_step
-from twllm.corpus.store import HELD_OUT, DocumentWriter, open_writer, read_document_file, read_documents
+from twllm.corpus.engine import CANDIDATES, REPORT, Job, held_out_place, plan_job
+from twllm.corpus.files import OUTPUT, SHARDS, input_hashes, open_stream
+from twllm.corpus.funnel import dropped, merge_states, size, to_rows
+from twllm.corpus.funnel_files import write_funnel
+from twllm.corpus.mix import plan_mix
+from twllm.corpus.steps import make_global
+from twllm.corpus.store import HELD_OUT, read_documents
 from twllm.errors import UserError
 
-__all__ = ["build_corpus", "input_hashes", "read_documents"]
+__all__ = ["build_corpus", "build_folder", "held_out_place", "input_hashes", "read_documents"]
+WORK = ".work"
 
 
-def build_corpus(config: CorpusConfig, out: Path) -> dict[str, Any]:
+def build_corpus(
+    config: CorpusConfig, out: Path, work: Path | None = None, workers: int = 1, executor: str = "local"
+) -> dict[str, Any]:
     """Fill the folder `out`; returns the counts (and `seconds` by stage, which are in no file).
+
+    `work` keeps unfinished tasks, for a build that is to go on after it was killed; None: below `out`, removed at the end.
 
     Raises:
         UserError: no sources, a source that cannot be read, or no document left (the reasons are told).
     """
+    from twllm.corpus.executors import run_job
+
     if not config.sources:
         raise UserError(
             "沒有語料來源 (no corpus sources)",
             "corpus.sources",
             '加上 [[corpus.sources]]，例如 path = "twllm:knowledge"',
         )
-    funnel = Funnel(config.samples_per_reason, config.seed)
-    sources: dict[str, Counter[str]] = {source.label: Counter() for source in config.sources}
+    work = work or out / WORK
+    job = plan_job(config, work)
+    run_job(job, executor, workers)
+    facts = finish(job, out)
+    shutil.rmtree(work)
+    return facts
+
+
+def build_folder(
+    config: CorpusConfig, out: Path, workers: int = 1, executor: str = "local", slurm: dict[str, Any] | None = None
+) -> dict[str, Any] | None:
+    """`twllm corpus build`: the same into a new folder with a manifest; unfinished work waits in `.NAME.work` beside it.
+
+    With Slurm the jobs are only submitted, and None comes back: the last of them writes the folder.
+    """
+    if executor == "slurm":
+        from twllm.corpus.slurm import submit
+
+        submit(plan_job(config, work_beside(out)), out, workers, slurm or {})
+        return None
+    from twllm.corpus.executors import run_job
+
+    job = plan_job(config, work_beside(out))
+    run_job(job, executor, workers)
+    return write_corpus(job, out)
+
+
+def work_beside(out: Path) -> Path:
+    """Where unfinished work of a corpus folder waits."""
+    out = Path(os.path.abspath(out))  # noqa: PTH100 - `.` gets a name; links are not followed
+    return out.parent / f".{out.name}.work"
+
+
+def write_corpus(job: Job, out: Path) -> dict[str, Any]:
+    """The finished folder with its manifest, from finished phases; the work folder goes."""
+    from twllm.artifact import write_folder, write_manifest
+
+    with write_folder(out) as folder:
+        facts = finish(job, folder)
+        settings = job.config.model_dump(mode="json")
+        write_manifest(folder, "corpus", settings, input_hashes(job.config), metrics=facts)
+    shutil.rmtree(job.work)
+    return facts
+
+
+def finish(job: Job, out: Path) -> dict[str, Any]:
+    """The folder's files from the finished phases; returns the counts.
+
+    Raises:
+        UserError: no document is left.
+    """
+    config, last = job.config, len(job.segments) - 1
+    every = [[_report(folder) for folder in job.map_folders(segment)] for segment in range(last + 1)]
+    reports = every[last]
+    state = merge_states((report["funnel"] for one in every for report in one), config.samples_per_reason)
+    kept, held = write_parts(job, reports, out)
+    rows = to_rows(state, (source.label for source in config.sources))
+    if not kept["documents"]:
+        raise UserError("沒有任何文件留下 (no documents left)", "corpus", explain_empty(state))
     licenses: Counter[str] = Counter()
-    with progress_bar(config) as (on_bytes, on_document):
-        documents = run_stages(config, funnel, sources, on_bytes)
-        kept, held = write_parts(counted(documents, sources, licenses, on_document), config, out)
-    if not kept.documents:
-        raise UserError("沒有任何文件留下 (no documents left)", "corpus", explain_empty(funnel))
-    facts = {
-        "documents": kept.documents,
-        "chars": kept.chars,
-        "held_out": {"documents": held.documents, "chars": held.chars},
-        "dropped": funnel.dropped(),
-        "sources": {s.label: {**sources[s.label], "weight": s.weight, "path": s.path} for s in config.sources},
-        "licenses": dict(licenses.most_common()),
+    for report in reports:
+        licenses.update(report["licenses"])
+    facts: dict[str, Any] = {
+        **kept,
+        "held_out": held,
+        "dropped": dropped(state),
+        "sources": source_facts(config, rows),
+        "licenses": dict(sorted(licenses.items(), key=lambda item: (-item[1], item[0]))),
+        "tokens_counted_by": config.count_tokens or "UTF-8 bytes / 4.5",
     }
-    funnel.write(out, **facts)
-    return {**facts, "seconds": funnel.own_seconds()}
+    for number, segment in enumerate(job.segments):
+        if segment.then:
+            facts |= make_global(segment.then, config).publish(job.decided(number), out)
+    if config.mix.shares:
+        facts["mix"] = plan_mix(
+            config, {name: found["kept_tokens"] for name, found in facts["sources"].items()}
+        ).to_row()
+    write_funnel(out, rows, state["samples"], **facts)
+    taken_down = sum(report["taken_down"] for report in every[0])
+    seconds = {row["stage"]: round(state["seconds"][row["stage"]], 3) for row in rows}
+    return {**facts, **({"taken_down": taken_down} if config.takedown else {}), "seconds": seconds}
 
 
-def run_stages(
-    config: CorpusConfig, funnel: Funnel, sources: dict[str, Counter[str]], on_bytes: OnBytes
-) -> Iterator[Document]:
-    """The documents of all sources through all steps, lazily."""
-
-    def read() -> Iterator[Any]:
-        for source in config.sources:
-            for item in read_source(source, config.on_broken == "skip", on_bytes):
-                if isinstance(item, Document):
-                    sources[source.label].update(read_documents=1, read_chars=len(item.text))
-                yield item
-
-    documents = funnel.follow("read", read())
-    for name in config.steps:
-        documents = funnel.follow(name, make_step(name, config)(documents))
-    return documents
+def _report(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+    return found
 
 
-def counted(
-    documents: Iterable[Document],
-    sources: dict[str, Counter[str]],
-    licenses: Counter[str],
-    on_document: Callable[[], None],
-) -> Iterator[Document]:
-    """The documents, counted by source and licence."""
-    for document in documents:
-        counts = sources[document.source]
-        counts["kept_documents"] += 1
-        counts["kept_chars"] += len(document.text)
-        licenses[document.license] += 1
-        on_document()
-        yield document
+def source_facts(config: CorpusConfig, rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What each source gave and keeps, by name."""
+    first, last = rows[0]["sources"], rows[-1]["sources"]
+    none = dict.fromkeys(("documents", "chars", "tokens"), 0)
+    return {
+        source.label: {
+            **{f"read_{key}": count for key, count in first.get(source.label, none).items()},
+            **{f"kept_{key}": count for key, count in last.get(source.label, none).items()},
+            "weight": source.weight,
+            "path": source.origin,
+        }
+        for source in config.sources
+    }
 
 
-def held_out_place(document_id: str, seed: int) -> float:
-    """Where a document falls in [0, 1): below `held_out` it is a candidate for the held-out part."""
-    digest = hashlib.blake2b(f"{seed}\0{document_id}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "little") / 2**64
-
-
-def write_parts(
-    documents: Iterable[Document], config: CorpusConfig, out: Path
-) -> tuple[DocumentWriter, DocumentWriter]:
+def write_parts(job: Job, reports: list[dict[str, Any]], out: Path) -> tuple[dict[str, int], dict[str, int]]:
     """Write both parts. Candidates beyond the limit go back to training, after the other documents."""
-    candidates, places = out / "candidates.jsonl.zst", list[float]()
-    with open_writer(out / OUTPUT) as kept:
-        with open_writer(candidates) as waiting:
-            for document in documents:
-                place = held_out_place(document.id, config.seed)
-                if place < config.held_out:
-                    places.append(place)
-                    waiting.write(document)
-                else:
-                    kept.write(document)
-        limit = min(config.max_held_out, (kept.documents + len(places)) // 2)
-        chosen = set(nsmallest(limit, range(len(places)), key=places.__getitem__))
-        with open_writer(out / HELD_OUT) as held:
-            for number, document in enumerate(read_document_file(candidates)):
-                (held if number in chosen else kept).write(document)
-    candidates.unlink()
-    return kept, held
+    config, folders = job.config, job.map_folders(len(job.segments) - 1)
+    places = [(place, chars) for report in reports for place, chars in report["candidates"]]
+    others = {key: sum(report[key] for report in reports) for key in ("documents", "chars")}
+    limit = min(config.max_held_out, (others["documents"] + len(places)) // 2)
+    chosen = set(nsmallest(limit, range(len(places)), key=lambda number: places[number][0]))
+    shards = config.write == "shards"
+    (out / SHARDS).mkdir() if shards else None
+    rest = out / SHARDS / f"{len(folders):05}.jsonl.zst" if shards else out / OUTPUT
+    with _Lines(rest) as kept, _Lines(out / HELD_OUT) as held:
+        for number, (folder, report) in enumerate(zip(folders, reports, strict=True)):
+            if not shards:
+                kept.copy(folder / OUTPUT)
+            elif report["documents"]:
+                link(folder / OUTPUT, out / SHARDS / f"{number:05}.jsonl.zst")
+        number = 0
+        for folder in folders:
+            with open_stream(folder / CANDIDATES) as lines:
+                for line in lines:
+                    (held if number in chosen else kept).write(line)
+                    number += 1
+    held_count = {"documents": len(chosen), "chars": sum(places[number][1] for number in chosen)}
+    total = {"documents": len(places), "chars": sum(chars for _, chars in places)}
+    return {key: others[key] + total[key] - held_count[key] for key in others}, held_count
 
 
-def explain_empty(funnel: Funnel) -> str:
+class _Lines:
+    """A Zstandard file of lines."""
+
+    def __init__(self, path: Path) -> None:
+        import zstandard
+
+        self._file = path.open("wb")
+        self._stream: Any = zstandard.ZstdCompressor(level=3).stream_writer(self._file)
+
+    def write(self, line: bytes) -> None:
+        self._stream.write(line)
+
+    def copy(self, path: Path) -> None:
+        with open_stream(path) as lines:
+            for line in lines:
+                self._stream.write(line)
+
+    def __enter__(self) -> "_Lines":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stream.close()
+        self._file.close()
+
+
+def link(old: Path, new: Path) -> None:
+    """The same file under a second name, or a copy where the disk cannot do that."""
+    try:
+        new.hardlink_to(old)
+    except OSError:
+        shutil.copyfile(old, new)
+
+
+def explain_empty(state: dict[str, Any]) -> str:
     """Why nothing is left, and where to look."""
-    reasons = "、".join(f"{reason} {count}" for reason, count in funnel.dropped().items())
-    read = funnel.stages["read"]["documents"]
+    reasons = "、".join(f"{reason} {count}" for reason, count in dropped(state).items())
+    read = size(state["stages"]["read"])["documents"]
     return (
         f"讀入 {read} 份，丟掉的原因：{reasons}。放寬 [corpus] 的門檻或換來源"
         if reasons
         else "來源是空的：檢查 corpus.sources 的 path"
     )
-
-
-@contextmanager
-def progress_bar(config: CorpusConfig) -> Iterator[tuple[OnBytes, Callable[[], None]]]:
-    """A bar over the bytes of all sources with the number of documents kept, if stderr is a terminal."""
-    if not sys.stderr.isatty():
-        yield (lambda _: None), (lambda: None)
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    total = sum(file.stat().st_size for source in config.sources for file in list_files(source))
-    columns = (TextColumn("語料 {task.fields[kept]:,} 份"), BarColumn(), TextColumn("{task.percentage:.0f} %"))
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as progress:
-        task, kept = progress.add_task("corpus", total=total, kept=0), 0
-
-        def on_document() -> None:
-            nonlocal kept
-            kept += 1
-            if kept % 64 == 0:
-                progress.update(task, kept=kept)
-
-        yield (lambda count: progress.advance(task, count)), on_document
-        progress.update(task, kept=kept, completed=total)

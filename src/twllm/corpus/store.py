@@ -7,11 +7,12 @@ same bytes.
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 from twllm.corpus.document import Document
-from twllm.corpus.files import OUTPUT, open_stream
+from twllm.corpus.files import document_files, open_stream
 from twllm.errors import UserError
 
 HELD_OUT = "held_out.jsonl.zst"
@@ -54,10 +55,14 @@ def read_documents(folder: Path | str, part: Literal["documents", "held_out"] = 
     Raises:
         UserError: the folder is no corpus.
     """
-    path = Path(folder) / (OUTPUT if part == "documents" else HELD_OUT)
-    if not path.is_file():
-        raise UserError("不是語料資料夾 (not a corpus folder)", path, "先執行 twllm corpus build 或 twllm run")
-    return read_document_file(path)
+    files = (
+        [file for file in (Path(folder) / HELD_OUT,) if file.is_file()]
+        if part == "held_out"
+        else document_files(Path(folder))
+    )
+    if not files:
+        raise UserError("不是語料資料夾 (not a corpus folder)", folder, "先執行 twllm corpus build 或 twllm run")
+    return chain.from_iterable(map(read_document_file, files))
 
 
 def source_weights(folder: Path | str) -> dict[str, float]:

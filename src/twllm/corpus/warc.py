@@ -1,78 +1,131 @@
-"""WARC (web pages as crawled) and WET (their text) through warcio.
+"""WARC (web pages as crawled) and WET (their text) as documents.
 
 A WARC gives its HTML responses with status 200; the charset is the header's, else the page's own, else guessed
-(files.py). A WET gives its conversion records as they are. Metadata keeps the charset, title, date and record id. Not
-covered: PDF, `Content-Encoding: br` without the brotli package (such a page comes out garbled and quality drops it),
-revisit records. gzip is unpacked by us, not by warcio, which takes a cut-off member for the end of the file.
+(files.py). A WET gives its conversion records as they are. Metadata keeps the charset, title, date and record id. What is
+damaged is told by file and offset and the rest is read on (warc_records.py). warcio undoes chunks and packing of HTTP
+bodies. Not covered: PDF, `Content-Encoding: br` without the brotli package (such a page comes out garbled and quality
+drops it), revisit records.
 """
 
 import io
 import re
-import zlib
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from twllm.corpus.document import Document, Dropped
-from twllm.corpus.files import decode, open_stream
+from twllm.corpus.files import File, decode, open_raw, open_stream
 from twllm.corpus.html import meta_charset, read_html
+from twllm.corpus.warc_records import Broken, Record, read_records
 
 if TYPE_CHECKING:
     from twllm.corpus.read import Reading
 
 CHARSET = re.compile(r"charset\s*=\s*[\"']?\s*([\w:.-]+)", re.IGNORECASE)
+Wanted = Callable[[dict[str, str]], bool]  # by the header of a record
 
 
-def read_warc(file: Path, reading: "Reading") -> Iterator[Document | Dropped]:
-    """Documents of a .warc or .wet file (plain, .gz or .zst), one a record."""
-    from warcio.archiveiterator import WARCIterator
-    from warcio.exceptions import ArchiveLoadFailed
+def read_warc(file: File, reading: "Reading", wanted: Wanted = lambda _: True) -> Iterator[Document | Dropped]:
+    """Documents of a .warc or .wet file (plain, .gz or .zst), one a record that is `wanted`."""
+    packed = file.name.endswith(".gz")
+    opened = open_raw(file, reading.on_bytes) if packed else open_stream(file, reading.on_bytes)
+    with opened as stream:
+        records = read_records(stream, packed, reading.max_bytes)
+        for record in records:
+            yield from documents_of(record, reading, str(file), wanted)
 
+
+def documents_of(
+    record: Record | Broken, reading: "Reading", where: str, wanted: Wanted = lambda _: True
+) -> Iterator[Document | Dropped]:
+    """The document of a record, what stands for a broken one, or nothing."""
+    place = f"{where}@{record.offset}"
+    if isinstance(record, Broken):
+        if record.last:
+            fix = '重新下載這個檔案，或設 corpus.on_broken = "skip" 用讀得到的部分'
+            told = f"檔案不完整或損壞 (damaged file): {record.what}"
+            yield reading.broken("broken_file", told, where, fix=fix)
+        else:
+            yield reading.broken("broken_record", f"這一筆紀錄損壞 (broken record): {record.what}", place)
+        return
+    if not wanted(record.head):
+        return
     try:
-        with open_stream(file, reading.on_bytes) as stream:
-            for record in WARCIterator(Whole(stream)):
-                row = read_record(record)
-                record.raw_stream.read()
-                if record.raw_stream.limit > 0:
-                    raise EOFError("the last record is cut off")
-                if row:
-                    yield reading.document(row, row.pop("text"), file.name)
-    except ArchiveLoadFailed as error:
-        raise EOFError(str(error)) from error
+        row = read_record(record, reading.max_bytes)
+    except TooLarge:
+        what = f"這一頁太大 (page too large): {record.head.get('warc-target-uri', '')}"
+        yield reading.broken("too_large", what, place)
+        return
+    if row:
+        yield reading.document(row, row.pop("text"), where.rpartition("/")[2])
 
 
-class Whole(io.RawIOBase):
-    """Unpacked bytes for warcio, to which an EOFError is the regular end of the file: a cut-off one raises another."""
-
-    def __init__(self, stream: io.BufferedIOBase) -> None:
-        self.stream = stream
-
-    def read(self, size: int = -1) -> bytes:
-        try:
-            return self.stream.read1(size)  # what there is before the cut
-        except EOFError as error:
-            raise zlib.error(str(error)) from error
+class TooLarge(Exception):
+    """A page, unpacked, is larger than the limit."""
 
 
-def read_record(record: Any) -> dict[str, Any] | None:
-    """The row of one record: text, id, url, date, title, charset. None: not a page."""
-    head = record.rec_headers
-    row = {
-        "id": head.get_header("WARC-Record-ID"),
-        "url": head.get_header("WARC-Target-URI"),
-        "date": head.get_header("WARC-Date"),
-    }
-    if record.rec_type == "conversion":
-        text, charset = decode(record.content_stream().read())
+def read_record(record: Record, max_bytes: int) -> dict[str, Any] | None:
+    """The row of one record: text, id, url, date, title, charset. None: not a page.
+
+    Raises:
+        TooLarge: it is a page, and too large.
+    """
+    head = record.head
+    row = {"id": head.get("warc-record-id"), "url": head.get("warc-target-uri"), "date": head.get("warc-date")}
+    kind = head.get("warc-type")
+    if kind == "conversion":
+        if record.too_large:
+            raise TooLarge
+        text, charset = decode(record.block)
         return row | {"text": text, "charset": charset}
-    if record.rec_type != "response" or record.http_headers is None or record.http_headers.get_statuscode() != "200":
+    if kind != "response":
         return None
-    kind = record.http_headers.get_header("Content-Type") or ""
-    if "html" not in kind.lower():
+    status, http, body = split_http(record.block)
+    if status != "200" or "html" not in http.get("content-type", "").lower():
         return None
-    page = record.content_stream().read()
-    header = CHARSET.search(kind)
+    if record.too_large:
+        raise TooLarge
+    return row | page_row(unpacked(http, body, max_bytes), http.get("content-type", ""))
+
+
+def page_row(page: bytes, content_type: str) -> dict[str, Any]:
+    """Text, title and charset of an HTML page with its HTTP content type."""
+    header = CHARSET.search(content_type)
     declared = [name for name in (header and header[1], meta_charset(page)) if name]
     html, charset = decode(page, declared)
     title, text = read_html(html)
-    return row | {"text": text, "title": title or None, "charset": charset}
+    return {"text": text, "title": title or None, "charset": charset}
+
+
+def split_http(block: bytes) -> tuple[str, dict[str, str], bytes]:
+    """(status, headers with names in lower case, body) of an HTTP answer; an empty status where it is none."""
+    end = re.search(rb"\r?\n\r?\n", block[: 1 << 20])
+    if not block.startswith(b"HTTP/") or end is None:
+        return "", {}, b""
+    first, *lines = block[: end.start()].decode("latin-1").splitlines()
+    headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    return [*first.split(" ", 2), ""][1], headers, block[end.end() :]
+
+
+def unpacked(http: dict[str, str], body: bytes, max_bytes: int) -> bytes:
+    """The body without chunks and packing.
+
+    Raises:
+        TooLarge: it unpacks to more than `max_bytes`.
+    """
+    packing = http.get("content-encoding", "").lower()
+    chunked = "chunked" in http.get("transfer-encoding", "").lower()
+    if not chunked and packing in ("", "identity"):
+        return body
+    from warcio.bufferedreaders import BufferedReader, ChunkedDataReader
+
+    stream: Any = ChunkedDataReader(io.BytesIO(body)) if chunked else io.BytesIO(body)
+    if packing not in ("", "identity"):
+        if packing not in BufferedReader.get_supported_decompressors():
+            packing = ""
+        stream = BufferedReader(stream, decomp_type=packing or None)
+    found = bytearray()
+    while chunk := stream.read(1 << 16):
+        found += chunk
+        if len(found) > max_bytes:
+            raise TooLarge
+    return bytes(found)

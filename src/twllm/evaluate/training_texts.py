@@ -13,7 +13,7 @@ from typing import NamedTuple
 from twllm import data
 from twllm.corpus.config import CorpusSource
 from twllm.corpus.document import Document
-from twllm.corpus.files import OUTPUT, broken_file_errors, kind_of, list_files
+from twllm.corpus.files import OUTPUT, SHARDS, broken_file_errors, document_files, kind_of, list_files
 from twllm.corpus.read import Reading, read_file
 from twllm.corpus.rows import jsonl_rows, parquet_rows
 from twllm.errors import UserError, require_file
@@ -46,8 +46,8 @@ def training_files(path: str) -> list[Path]:
         if any(sign in path for sign in "*?["):
             return list_files(CorpusSource(path=path))
         return [require_file(root, "找不到訓練資料 (no such training data)")]
-    if (root / OUTPUT).is_file():
-        return [root / OUTPUT]
+    if documents := document_files(root):
+        return documents
     files = [file for file in sorted(root.rglob("*")) if file.is_file() and not file.name.startswith(".")]
     files = [file for file in files if file.name != "manifest.json" and (kind_of(file) or suffix_of(file) in KINDS)]
     if not files:
@@ -69,7 +69,9 @@ def training_texts(path: Source, on_bytes: Callable[[int], None] = lambda _: Non
     for file in training_files(path):
         if holds_documents(file):
             source = CorpusSource(path=str(file), license=UNKNOWN)
-            ours = f"{source.label}/" if file.name == OUTPUT else ""  # a corpus folder's documents keep their ids
+            ours = (
+                f"{source.label}/" if file.name == OUTPUT or file.parent.name == SHARDS else ""
+            )  # a corpus folder's documents keep their ids
             for item in read_file(file, Reading(source, on_bytes=on_bytes)):
                 if isinstance(item, Document):
                     yield TrainingText(

@@ -76,6 +76,7 @@ def save(model: PreTrainedModel, tokenizer: ChatTokenizer, folder: Path) -> None
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.pad_id, do_sample=False
     )
+    model.config.twllm = {"template_fingerprint": tokenizer.template_fingerprint}  # see tokens/contract.py
     transformers_logging.disable_progress_bar()
     model.save_pretrained(folder)
     tokenizer.save(folder)

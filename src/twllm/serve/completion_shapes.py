@@ -1,45 +1,35 @@
 """Shapes of what clients send to /v1/completions, /tokenize and /detokenize.
 
-OpenAI's completions API as `openai` 3.54 and lm-evaluation-harness 0.4.13 send it; tokenizer routes as vLLM (`prompt`,
-`messages`) and TGI (`inputs`) have them. What we know of and cannot do is refused, as in `protocol`.
+OpenAI's completions API as `openai` 3.5x and lm-evaluation-harness 0.4.13 send it; tokenizer routes as vLLM (`prompt`,
+`messages`) and TGI (`inputs`) have them. What we know of and cannot do is refused, as in `sampling_shapes`.
 """
 
-from typing import Annotated, Any
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from twllm.serve.chat_shapes import Message, Usage
 from twllm.serve.generation import Sampling
-from twllm.serve.protocol import ApiError, Message, StreamOptions, _pick, _Shape
+from twllm.serve.protocol import ApiError, Shape, StreamOptions
+from twllm.serve.sampling_shapes import MAX_CHOICES, SamplingFields
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
 MAX_LOGPROBS = 5  # OpenAI's
-MAX_CHOICES = 1024  # prompts times n of a request; chosen
 
 Id = Annotated[int, Field(ge=0, strict=True)]
 
 
-class CompletionRequest(_Shape):
-    """Body of POST /v1/completions; `top_k` and `repetition_penalty` are vLLM's additions."""
+class CompletionRequest(SamplingFields):
+    """Body of POST /v1/completions."""
 
-    model: str | None = None  # any name is accepted: one server, one model
+    max_stops: ClassVar[int] = 16  # OpenAI takes 4; lm-eval's tasks have more
+
     prompt: str | list[str] | list[Id] | list[list[Id]]
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
-    max_tokens: Annotated[int, Field(ge=0)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0)] | None = None
-    seed: int | None = None
-    stop: str | Annotated[list[str], Field(max_length=16)] | None = None  # OpenAI takes 4; lm-eval's tasks have more
-    n: Annotated[int, Field(ge=1)] | None = None
     best_of: int | None = None
-    stream: bool | None = None
     stream_options: StreamOptions | None = None
-    suffix: str | None = None
-    logit_bias: dict[str, float] | None = None
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
 
     def prompts(self) -> list[str] | list[list[int]]:
         """The prompts as a list, texts or ids.
@@ -56,46 +46,55 @@ class CompletionRequest(_Shape):
             raise ApiError(f"一次最多 {MAX_CHOICES} 個回答 (too many prompts × n)", param="n")
         return prompts
 
-    @property
-    def count(self) -> int:
-        """Answers to each prompt."""
-        return self.n or 1
-
-    @property
-    def stops(self) -> tuple[str, ...]:
-        """Stop strings that are not empty."""
-        stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        return tuple(text for text in stop if text)
-
     def refuse_unsupported(self) -> None:
         """Raise ApiError (400) for a wish that this server cannot fulfil."""
-        wishes = {
-            "best_of": self.best_of not in (None, self.count),
-            "suffix": bool(self.suffix),
-            "logit_bias": bool(self.logit_bias),
-            "frequency_penalty": bool(self.frequency_penalty),
-            "presence_penalty": bool(self.presence_penalty),
-        }
-        for name in (name for name, wished in wishes.items() if wished):
-            raise ApiError(f"還不支援 {name} (not supported)", param=name, code="unsupported_parameter")
+        super().refuse_unsupported()
+        if self.best_of not in (None, self.count):
+            raise ApiError("還不支援 best_of (not supported)", param="best_of", code="unsupported_parameter")
         if self.max_tokens == 0 and not self.echo:
             raise ApiError("max_tokens 是 0 時要有 echo (max_tokens 0 needs echo)", param="max_tokens")
 
-    def sampling(self, defaults: Sampling) -> Sampling:
+    def sampling(self, defaults: Sampling, vocab_size: int) -> Sampling:
         """Settings of this request without stop strings, which the route applies; unsaid ones are the model's defaults."""
-        return Sampling(
-            temperature=_pick(self.temperature, defaults.temperature),
-            top_p=_pick(self.top_p, defaults.top_p),
-            top_k=max(0, _pick(self.top_k, defaults.top_k)),
-            max_tokens=_pick(self.max_tokens, DEFAULT_MAX_TOKENS),
-            seed=self.seed,
-            repetition_penalty=_pick(self.repetition_penalty, defaults.repetition_penalty),
-        )
+        sampling = super().sampling(defaults, vocab_size)
+        limit = DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
+        return replace(sampling, max_tokens=limit, stop=(), logprobs=self.logprobs)
 
 
-class TokenizeRequest(_Shape):
+class CompletionLogprobs(Shape):
+    """Four lists, an entry for each token."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
+class CompletionChoice(Shape):
+    """One answer to one prompt."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: Literal["stop", "length"] | None
+
+
+class CompletionAnswer(Shape):
+    """Body of an answer in one piece; streams are `text/event-stream` of pieces of it."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[CompletionChoice]
+    usage: Usage
+
+
+class TokenizeRequest(Shape):
     """Body of POST /tokenize: one of `prompt`, `messages` (vLLM) and `inputs` (TGI)."""
 
+    model: str | None = None
     prompt: str | None = None
     messages: list[Message] | None = None
     inputs: str | None = None
@@ -110,7 +109,8 @@ class TokenizeRequest(_Shape):
         return self
 
 
-class DetokenizeRequest(_Shape):
+class DetokenizeRequest(Shape):
     """Body of POST /detokenize."""
 
+    model: str | None = None
     tokens: list[Id]

@@ -7,6 +7,7 @@ Several answers per request are several requests. Not covered: images.
 
 import hashlib
 import json
+import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,11 +16,13 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from twllm.artifact import fingerprint, read_manifest
 from twllm.errors import UserError
+from twllm.tokens.contract import require_trained_template
 from twllm.tokens.tokenizer import ChatTokenizer
 
 EDGE_BYTES = (
     1 << 20
 )  # of each weight file, at both ends, in a fingerprint: chosen, 14 GB would take ten seconds to read
+CANCEL_POLL_S = 0.2  # how late a `cancel` is seen while no token comes; chosen
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class Sampling:
     presence_penalty: float = 0.0  # once for ids in the answer (OpenAI)
     logit_bias: tuple[tuple[int, float], ...] = ()
     logprobs: int | None = None  # None: events carry none; n: the chosen id's and those of the n best ids
+    processed_logprobs: bool = False  # log-probabilities after penalties, grammar, temperature and cuts, as TGI's are
     grammar: Grammar | None = None
     ignore_eos: bool = False
     keep_stop: bool = False  # the stop string stays in the text, as in TGI
@@ -142,6 +146,47 @@ class Engine(Protocol):
         ...
 
 
+class GenerateFromSubmit:
+    """`generate` over `submit`, for every engine."""
+
+    def generate(
+        self, prompt_ids: list[int], sampling: Sampling, cancel: threading.Event | None = None
+    ) -> Iterator[TokenEvent]:
+        """Events of one answer, see `Engine.generate`; submitted at once, so that what is wrong is said at once."""
+        return _Answer(lambda put: self.submit(prompt_ids, sampling, put), cancel)  # type: ignore[attr-defined]
+
+
+class _Answer(Iterator[TokenEvent]):
+    """A queue between the engine's thread and the reader's; letting go of it cancels."""
+
+    def __init__(self, submit: Callable[[OnEvent], Callable[[], None]], cancel: threading.Event | None) -> None:
+        self._events: queue.SimpleQueue[TokenEvent | Exception | None] = queue.SimpleQueue()
+        self._cancel = cancel
+        self._ended = False
+        self.close: Callable[[], None] = submit(self._events.put)
+
+    def __next__(self) -> TokenEvent:
+        while not self._ended:
+            if self._cancel is not None and self._cancel.is_set():
+                self.close()
+                break
+            try:
+                event = self._events.get(timeout=None if self._cancel is None else CANCEL_POLL_S)
+            except queue.Empty:
+                continue
+            if isinstance(event, TokenEvent):
+                return event
+            self._ended = True
+            if event is not None:
+                raise event
+        self._ended = True
+        raise StopIteration
+
+    def __del__(self) -> None:
+        if hasattr(self, "close"):
+            self.close()
+
+
 @dataclass(frozen=True)
 class PromptScores:
     """Of one sequence of n ids: `given[t]` is the log-probability of id t + 1 (n - 1 numbers), `best[t]` row t's best ids (n)."""
@@ -197,8 +242,7 @@ def default_sampling(config: dict[str, Any]) -> Sampling:
 def load_tokenizer(folder: Path, *, allow_template_mismatch: bool = False) -> ChatTokenizer:
     """The checkpoint's tokenizer, refused when its chat template is not the one the model was trained with.
 
-    The trained template's fingerprint is `metrics.template_fingerprint` in the folder's manifest; without one nothing
-    is known and nothing is refused.
+    What the trained template was, the folder says (tokens/contract.py); where it does not, nothing is refused.
 
     Raises:
         UserError: no tokenizer, no chat template, or another template than the trained one.
@@ -208,13 +252,7 @@ def load_tokenizer(folder: Path, *, allow_template_mismatch: bool = False) -> Ch
         raise UserError(
             "這個模型沒有對話範本 (no chat template)", folder, "放入 chat_template.jinja；基礎模型要先微調才能對話"
         )
-    trained = ((read_manifest(folder) or {}).get("metrics") or {}).get("template_fingerprint")
-    if trained and trained != tokenizer.template_fingerprint and not allow_template_mismatch:
-        raise UserError(
-            f"對話範本和訓練時不同 (chat template mismatch)：訓練 {trained}，現在 {tokenizer.template_fingerprint}",
-            folder / "chat_template.jinja",
-            "放回訓練時的分詞器檔案；確定要用就加上 --allow-template-mismatch",
-        )
+    require_trained_template(folder, tokenizer, allow_mismatch=allow_template_mismatch)
     return tokenizer
 
 

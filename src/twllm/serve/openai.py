@@ -1,199 +1,212 @@
 """Routes of the OpenAI API: /v1/chat/completions (whole and streamed), /v1/models, /health.
 
-A stream is: role, text pieces, finish_reason, usage if asked for, `[DONE]`. An error before the first event is a
-plain HTTP error; one after it is an event, and the stream ends. When the client goes away, its request stops using
-the model. Each running request has a thread that waits for the engine: fine for hundreds, not for tens of thousands.
+A stream is: role, deltas, finish_reason, usage if asked for, `[DONE]`; with n > 1 the answers come mixed, by their index. An
+error before the first event is a plain HTTP error; one after it is an event, and the stream ends. When the client goes away,
+its request stops using the model. Answer j of n is drawn with `seed + j`.
+Not covered: images, audio, embeddings (404), the Responses API.
 """
 
-import asyncio
-import json
-import logging
-import secrets
-import threading
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 
-from twllm.serve.generation import ContextLengthError, Engine, Sampling, TokenEvent, require_room
-from twllm.serve.protocol import ApiError, ChatRequest
+from twllm.serve.bridge import Answers, Job, finished
+from twllm.serve.chat_answer import Chat
+from twllm.serve.chat_shapes import ChatAnswer, ChatRequest
+from twllm.serve.event_stream import EventStream
+from twllm.serve.event_stream import internal_error as internal_error
+from twllm.serve.event_stream import sse as sse
+from twllm.serve.fit import fit
+from twllm.serve.generation import Sampling
+from twllm.serve.protocol import ApiError, ErrorBody
+from twllm.serve.service import Model, Service
+from twllm.serve.tool_text import prepare
+from twllm.serve.tools import ArgumentsReader, Forced, JsonReader, ObjectsReader, Reader, TagsReader, force, form_of
 
-log = logging.getLogger("twllm.serve")
 CLIENT_CLOSED = 499  # nginx's code for a client that went away; nobody reads it
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody, "description": text}
+    for status, text in {
+        400: "the request cannot be fulfilled", 401: "no or a wrong API key", 403: "the key may not do this",
+        404: "no such model", 408: "the body took too long", 413: "the body is too large", 422: "never; it is 400",
+        429: "too many requests; see Retry-After", 500: "a bug; the log has the details",
+        503: "the server is stopping, too busy or not healthy",
+    }.items()
+}  # fmt: skip
+UNKNOWN = [
+    "embeddings",
+    "responses",
+    "images/generations",
+    "images/edits",
+    "audio/speech",
+    "audio/transcriptions",
+    "audio/translations",
+    "moderations",
+    "files",
+    "batches",
+    "assistants",
+    "threads",
+    "fine_tuning/jobs",
+    "vector_stores",
+    "rerank",
+    "score",
+]  # known to clients, not to us: a clear 404
+EVENTS = {
+    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    "description": "an answer, or a stream of chunks",
+}
 
 
-async def ask(engine: Engine, prompt_ids: list[int], sampling: Sampling) -> AsyncIterator[TokenEvent]:
-    """`engine.generate` for asyncio: a thread iterates, closing this iterator cancels the request."""
-    loop = asyncio.get_running_loop()
-    events: asyncio.Queue[TokenEvent | Exception | None] = asyncio.Queue()
-    cancel = threading.Event()
+class ChatJob:
+    """A checked chat request: its prompt, its settings, how its answers are read."""
 
-    def tell(event: TokenEvent | Exception | None) -> None:
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(events.put_nowait, event)
+    def __init__(self, service: Service, body: ChatRequest) -> None:
+        """Check the request and make its prompt.
 
-    def work() -> None:
-        try:
-            for event in engine.generate(prompt_ids, sampling, cancel):
-                tell(event)
-            tell(None)
-        except Exception as error:  # raised again in the event loop, below
-            tell(error)
+        Raises:
+            ApiError: something that cannot be done, or a chat that does not fit.
+        """
+        body.refuse_unsupported()
+        self.model: Model = service.pick(body.model)
+        self._body, self._tokenizer = body, self.model.engine.tokenizer
+        self._messages, self._begun = body.begun_answer()
+        self._functions = [function.plain() for function in body.offered()]
+        self._several = body.parallel_tool_calls is True
+        self._one = body.parallel_tool_calls is False
+        self._form = form_of(self._tokenizer) if self._functions else None
+        self._forced: Forced | None = None
+        if self._functions and body.must_call:
+            self._forced = force(self._tokenizer, self._functions, several=self._several)
+            self._begun = self._forced.begin
+        self.sampling = self._sampling()
+        self.ids, self.dropped_turns = self._fit(service)
 
-    threading.Thread(target=work, name="twllm-request", daemon=True).start()
-    try:
-        while (event := await events.get()) is not None:
-            if isinstance(event, Exception):
-                raise event
-            yield event
-    finally:
-        cancel.set()
+    def _sampling(self) -> Sampling:
+        sampling = self._body.sampling(self.model.engine.defaults, self._tokenizer.vocab_size)
+        return replace(sampling, grammar=self._forced.grammar) if self._forced else sampling
+
+    def encode(self, messages: list[dict[str, Any]]) -> list[int]:
+        """The prompt's ids."""
+        chat, tools = self._prepared(messages)
+        return self._tokenizer.encode_chat(chat, add_generation_prompt=True, begin_answer=self._begun, tools=tools).ids
+
+    def text(self) -> str:
+        """The prompt as text, as /chat_tokenize shows it."""
+        chat, tools = self._prepared(self._messages)
+        return self._tokenizer.render(chat, add_generation_prompt=True, tools=tools).text + self._begun
+
+    def _prepared(self, messages: list[dict[str, Any]]) -> Any:
+        tools = [{"type": "function", "function": function} for function in self._functions]
+        return prepare(self._tokenizer, messages, tools, one=self._one, must=self._forced is not None)
+
+    def _fit(self, service: Service) -> tuple[list[int], int]:
+        context = service.context(self.model)
+        policy = self._body.truncate or ("oldest_turns" if service.settings.context_policy == "drop-oldest" else None)
+        limit = self.sampling.max_tokens
+        ids, dropped = fit(self._messages, self.encode, context, limit, drop=policy == "oldest_turns")
+        if context is not None:
+            room = context - len(ids)
+            self.sampling = replace(self.sampling, max_tokens=room if limit is None else min(limit, room))
+        return ids, dropped
+
+    def reader(self) -> Reader:
+        """A reader for one answer."""
+        names = [function["name"] for function in self._functions]
+        if self._forced:
+            return ArgumentsReader(self._forced.name) if self._forced.name else ObjectsReader()
+        if self._form:
+            return (TagsReader if self._form == "tags" else JsonReader)(names, one=self._one)
+        return Reader()
+
+    def jobs(self) -> list[Job]:
+        """What the engine is asked."""
+        seed = self.sampling.seed
+        return [
+            (self.ids, replace(self.sampling, seed=None if seed is None else (seed + j) % 2**64))
+            for j in range(self._body.count)
+        ]
 
 
-class Answer:
-    """The parts that all chunks of one answer share, and its token counts."""
-
-    def __init__(self, model: str, fingerprint: str, prompt_tokens: int, on_text: Callable[[str], None]) -> None:
-        self.on_text = on_text  # told the whole text of a finished answer
-        self.pieces: list[str] = []
-        self.id = f"chatcmpl-{secrets.token_hex(12)}"
-        self.created = int(time.time())
-        self.model, self.fingerprint = model, fingerprint
-        self.prompt_tokens, self.completion_tokens = prompt_tokens, 0
-
-    def add(self, event: TokenEvent) -> None:
-        """Take in one more token."""
-        self.completion_tokens += 1
-        self.pieces.append(event.text)
-
-    def finish(self) -> str:
-        """The whole text, once it is all there."""
-        text = "".join(self.pieces)
-        self.on_text(text)
-        return text
-
-    def usage(self) -> dict[str, int]:
-        """Token counts; the end token counts as generated."""
-        total = self.prompt_tokens + self.completion_tokens
-        return {"prompt_tokens": self.prompt_tokens, "completion_tokens": self.completion_tokens, "total_tokens": total}
-
-    def body(self, kind: str, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
-        """An object of the API: kind is chat.completion or chat.completion.chunk."""
-        shared = {"id": self.id, "object": kind, "created": self.created, "model": self.model}
-        return {**shared, "system_fingerprint": self.fingerprint, "choices": choices, **more}
-
-    def whole(self, text: str, finish_reason: str) -> dict[str, Any]:
-        """The answer in one piece."""
-        message = {"role": "assistant", "content": text, "refusal": None}
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason}
-        return self.body("chat.completion", [choice], usage=self.usage())
-
-
-def chat_routes(engine: Engine, model_name: str, on_text: Callable[[str], None] = lambda _: None) -> APIRouter:
-    """The router for one engine; `on_text` is told each finished answer."""
+def chat_routes(service: Service) -> APIRouter:
+    """The router for all models of a service."""
     router = APIRouter()
     started = int(time.time())
 
-    @router.get("/health")
+    def described(name: str) -> dict[str, Any]:
+        return {
+            "id": name, "object": "model", "created": started, "owned_by": "twllm",
+            "max_model_len": service.context(service.models[name]),
+        }  # fmt: skip
+
+    @router.get("/health", responses={503: {"description": "an engine is not alive"}})
     async def health() -> JSONResponse:
-        alive = engine.alive()
-        return JSONResponse({"status": "ok" if alive else "unhealthy"}, 200 if alive else 503)
+        if all(model.engine.alive() for model in service.models.values()):
+            return JSONResponse({"status": "ok"})
+        return JSONResponse({"status": "unhealthy", "error": "unhealthy", "error_type": "healthcheck"}, 503)
 
     @router.get("/v1/models")
     async def models() -> dict[str, Any]:
-        return {
-            "object": "list",
-            "data": [{"id": model_name, "object": "model", "created": started, "owned_by": "twllm"}],
-        }
+        return {"object": "list", "data": [described(name) for name in service.models]}
 
-    @router.post("/v1/chat/completions")
+    @router.get("/v1/models/{name:path}", responses={404: ERRORS[404]})
+    async def one_model(name: str) -> dict[str, Any]:
+        if name not in service.models:
+            raise ApiError(f"沒有叫 {name} 的模型 (no such model)", 404, param="model", code="model_not_found")
+        return described(name)
+
+    for path in UNKNOWN:
+        router.add_api_route(f"/v1/{path}", unknown, methods=["GET", "POST"], include_in_schema=False)
+
+    @router.post("/v1/chat/completions", response_model=ChatAnswer, responses={200: EVENTS, **ERRORS})
     async def chat(body: ChatRequest, request: Request) -> Response:
-        body.refuse_unsupported()
-        messages, begun = body.begun_answer()
-        prompt_ids = engine.tokenizer.encode_chat(messages, add_generation_prompt=True, begin_answer=begun).ids
-        try:
-            require_room(prompt_ids, engine.context)
-        except ContextLengthError as error:
-            raise ApiError(f"{error.what}；{error.fix}", param="messages", code="context_length_exceeded") from error
-        answer = Answer(model_name, engine.model_fingerprint, len(prompt_ids), on_text)
-        events = ask(engine, prompt_ids, body.sampling(engine.defaults))
-        if body.stream:
-            usage = bool(body.stream_options and body.stream_options.include_usage)
-            headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # the second is for nginx
-            return StreamingResponse(stream(answer, events, usage), media_type="text/event-stream", headers=headers)
-        return await collect(answer, events, request)
+        return await answer_chat(service, body, request)
 
     return router
 
 
-async def collect(answer: Answer, events: AsyncIterator[TokenEvent], request: Request) -> Response:
-    """The whole answer as JSON; given up when the client goes away."""
-    finish_reason = None
-
-    async def gather() -> None:
-        nonlocal finish_reason
-        async with aclosing(events):  # type: ignore[type-var]  # an async generator
-            async for event in events:
-                answer.add(event)
-                finish_reason = event.finish_reason
-
-    async def leave() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    tasks = [asyncio.create_task(gather()), asyncio.create_task(leave())]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        if not tasks[0].done():
-            return Response(status_code=CLIENT_CLOSED)
-        tasks[0].result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    if finish_reason is None:
-        raise ApiError("伺服器正在關閉 (server is shutting down)", 503, type="server_error")
-    return JSONResponse(answer.whole(answer.finish(), finish_reason))
+async def unknown(request: Request) -> None:
+    """A part of OpenAI's API that a language model of ours has no answer to."""
+    what = f"沒有這個 API (no such route): {request.method} {request.url.path}"
+    raise ApiError(what, 404, code="unknown_url")
 
 
-async def stream(answer: Answer, events: AsyncIterator[TokenEvent], include_usage: bool) -> AsyncIterator[str]:
-    """The answer as server-sent events, in OpenAI's order."""
+async def answer_chat(service: Service, body: ChatRequest, request: Request) -> Response:
+    """The answer to a chat request, whole or as a stream."""
+    job = ChatJob(service, body)
+    chat = Chat(
+        job.model, len(job.ids), [job.reader() for _ in range(body.count)], logprobs=bool(body.logprobs),
+        dropped_turns=job.dropped_turns, on_text=service.metrics.observe,
+    )  # fmt: skip
+    answers = Answers(job.model.engine, job.jobs())
+    headers = {"X-Dropped-Turns": str(job.dropped_turns)} if job.dropped_turns else {}
+    if body.stream:
+        await answers.begin()
+        usage = bool(body.stream_options and body.stream_options.include_usage)
+        return EventStream(stream(chat, answers, usage), answers, headers)
 
-    def chunk(delta: dict[str, str], finish_reason: str | None = None) -> str:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-        return sse(answer.body("chat.completion.chunk", [choice], **({"usage": None} if include_usage else {})))
+    async def collect() -> None:
+        async with answers:
+            async for index, event in answers:
+                for _ in chat.push(index, event):
+                    pass
 
-    finish_reason = None
-    try:
-        async with aclosing(events):  # type: ignore[type-var]  # an async generator
-            yield chunk({"role": "assistant", "content": ""})
-            async for event in events:
-                answer.add(event)
-                if event.text:
-                    yield chunk({"content": event.text})
-                finish_reason = event.finish_reason
-        if finish_reason is None:
-            raise ApiError("伺服器正在關閉 (server is shutting down)", 503, type="server_error")
-        answer.finish()
-        yield chunk({}, finish_reason)
-        if include_usage:
-            yield sse(answer.body("chat.completion.chunk", [], usage=answer.usage()))
-        yield "data: [DONE]\n\n"
-    except ApiError as error:
-        yield sse(error.body())
-    except Exception:
-        log.exception("generation failed")
-        yield sse(internal_error().body())
+    if not await finished(collect(), request):
+        return Response(status_code=CLIENT_CLOSED)
+    return JSONResponse(chat.whole(), headers=headers)
 
 
-def internal_error() -> ApiError:
-    """What a client learns of our own bugs; the rest is in the log."""
-    return ApiError("伺服器內部錯誤，詳情在伺服器的記錄裡 (internal error)", 500, type="server_error")
-
-
-def sse(value: dict[str, Any]) -> str:
-    """One server-sent event."""
-    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
+async def stream(chat: Chat, answers: Answers, include_usage: bool) -> AsyncIterator[str]:
+    """The answers as server-sent events, in OpenAI's order."""
+    more = {"usage": None} if include_usage else {}
+    for choice in chat.roles():
+        yield sse(chat.chunk([choice], **more))
+    async for index, event in answers:
+        for choice in chat.push(index, event):
+            yield sse(chat.chunk([choice], **more))
+    if include_usage:
+        yield sse(chat.chunk([], usage=chat.usage()))
+    yield "data: [DONE]\n\n"

@@ -111,4 +111,9 @@ class PrefixTree:
 def common_length(a: Sequence[int], b: Sequence[int]) -> int:
     """How many tokens two sequences begin with alike."""
     length = min(len(a), len(b))
-    return next((i for i in range(length) if a[i] != b[i]), length)
+    for start in range(0, length, 256):  # slices compare in C
+        one, other = list(a[start : start + 256]), list(b[start : start + 256])
+        if one != other:
+            here = min(len(one), len(other))
+            return start + next((i for i in range(here) if one[i] != other[i]), here)
+    return length

@@ -8,36 +8,29 @@ Not covered: prefixes shared between sequences (evaluation has its own way), qua
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from twllm.serve.generation import Alternatives, PromptScores
+
 TOKENS = 8192  # of a batch, padding included; chosen, not tuned
 LOGITS = 1 << 26  # held at a time, 256 MB in fp32: with 128k ids 512 positions; chosen
 FLOOR = -9999.0  # stands for minus infinity, which JSON does not have; vLLM's number
 # B rows, T tokens of the longest sequence, V vocabulary, K best
 
-Top = list[tuple[int, float]]  # (id, log-probability), best first
+Top, Scores = Alternatives, PromptScores
 
 
-@dataclass(frozen=True)
-class Scores:
-    """Of one sequence of n ids: `given[t]` is the log-probability of id t + 1 (n - 1 numbers), `best[t]` row t's best ids (n)."""
-
-    given: list[float]
-    best: list[Top]
-
-
-def score(model: Any, sequences: Sequence[Sequence[int]], top: int = 1) -> list[Scores]:
+def score(model: Any, sequences: Sequence[Sequence[int]], top: int = 1) -> list[PromptScores]:
     """Scores of each sequence, in the order given; `top` (at least 1) ids are told for each position.
 
     Raises:
         FloatingPointError: the model produced NaN.
     """
-    found: dict[int, Scores] = {}
+    found: dict[int, PromptScores] = {}
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]), reverse=True)
     while order:
         rows = max(1, TOKENS // len(sequences[order[0]]))
@@ -47,7 +40,7 @@ def score(model: Any, sequences: Sequence[Sequence[int]], top: int = 1) -> list[
 
 
 @torch.inference_mode()
-def _score(model: Any, sequences: Sequence[Sequence[int]], top: int) -> list[Scores]:
+def _score(model: Any, sequences: Sequence[Sequence[int]], top: int) -> list[PromptScores]:
     longest = max(len(ids) for ids in sequences)
     padded = torch.tensor([[*ids, *[0] * (longest + 1 - len(ids))] for ids in sequences], device=model.device)
     width = max(1, LOGITS // (len(sequences) * model.config.get_text_config().vocab_size))
@@ -68,6 +61,6 @@ def _slice(model: Any, padded: Tensor, start: int, end: int, cache: Any, top: in
     return given, best.clamp(min=FLOOR), ids
 
 
-def _unpad(length: int, given: Tensor, best: Tensor, ids: Tensor) -> Scores:
-    tops = [list(zip(*row, strict=True)) for row in zip(ids[:length].tolist(), best[:length].tolist(), strict=True)]
-    return Scores(given[: length - 1].tolist(), tops)
+def _unpad(length: int, given: Tensor, best: Tensor, ids: Tensor) -> PromptScores:
+    tops = [tuple(zip(*row, strict=True)) for row in zip(ids[:length].tolist(), best[:length].tolist(), strict=True)]
+    return PromptScores(given[: length - 1].tolist(), tops)

@@ -23,14 +23,23 @@ def answer_lead(tokenizer: ChatTokenizer) -> str:
 
 
 class AnswerText:
-    """Turns one answer's ids into text pieces. `stopped` becomes True at a stop string; nothing follows then."""
+    """Turns one answer's ids into text pieces. `stopped` becomes True at a stop string, `matched` says which; nothing follows then."""
 
-    def __init__(self, tokenizer: ChatTokenizer, lead: str = "", stop: Sequence[str] = ()) -> None:
+    def __init__(
+        self, tokenizer: ChatTokenizer, lead: str = "", stop: Sequence[str] = (), *, keep_stop: bool = False
+    ) -> None:
         self._decoder = tokenizer.stream()
         self._lead = lead
         self._stop = [s for s in stop if s]
-        self._held = ""
-        self.stopped = False
+        self._keep = keep_stop
+        self._held = ""  # not given out yet
+        self._tail = ""  # given out, may be the beginning of a stop string that stays
+        self.matched: str | None = None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string has ended the answer."""
+        return self.matched is not None
 
     def push(self, id: int) -> str:
         """The text that this id settles, '' while a character, the lead or a possible stop string is unfinished."""
@@ -41,7 +50,7 @@ class AnswerText:
         return self._settle(self._decoder.finish(), last=True)
 
     def _settle(self, piece: str, last: bool) -> str:
-        if self.stopped:
+        if self.stopped or not (piece or last):
             return ""
         text, self._held = self._held + piece, ""
         if self._lead:
@@ -49,13 +58,30 @@ class AnswerText:
                 self._held = text
                 return ""
             text, self._lead = text.removeprefix(self._lead), ""
-        found = [at for s in self._stop if (at := text.find(s)) >= 0]
+        if not self._stop:
+            return text
+        return self._up_to_stop(text) if self._keep else self._before_stop(text, last)
+
+    def _before_stop(self, text: str, last: bool) -> str:
+        """Cut where the first stop string begins; what could become one waits."""
+        found = [(at, s) for s in self._stop if (at := text.find(s)) >= 0]
         if found:
-            self.stopped = True
-            return text[: min(found)]
+            at, self.matched = min(found, key=lambda hit: hit[0])
+            return text[:at]
         keep = 0 if last else self._unsettled(text)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
+
+    def _up_to_stop(self, text: str) -> str:
+        """Cut where the first stop string ends; nothing has to wait."""
+        whole = self._tail + text
+        found = [(at + len(s), s) for s in self._stop if (at := whole.find(s)) >= 0]
+        if found:
+            end, self.matched = min(found, key=lambda hit: hit[0])
+            return whole[len(self._tail) : end]
+        longest = max(map(len, self._stop))
+        self._tail = whole[max(0, len(whole) - longest + 1) :] if longest > 1 else ""
+        return text
 
     def _unsettled(self, text: str) -> int:
         """Length of the longest end of `text` that is the beginning of a stop string."""

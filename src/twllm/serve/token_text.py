@@ -80,13 +80,29 @@ class TokenText:
         A control token takes up room only where the text has it (`decode` leaves them out), and so does the space that
         sentencepiece puts before a first word.
         """
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        starts, position = [], 0
-        for id in ids:
-            starts.append(min(position, len(text)))
-            if id in self._tokenizer.control_ids and not text.startswith(self._added[id], position):
-                continue
-            piece = decoder.decode(self.bytes_of(id))
-            extra = piece.startswith(" ") and not text.startswith(" ", position)
-            position += len(piece) - extra
-        return starts
+        offsets = Offsets(self)
+        return [offsets.next(id, text) for id in ids]
+
+    def is_control(self, id: int) -> bool:
+        """Whether `decode` leaves the token out."""
+        return id in self._tokenizer.control_ids
+
+
+class Offsets:
+    """`TokenText.offsets` for tokens that come one by one."""
+
+    def __init__(self, texts: TokenText) -> None:
+        self._texts = texts
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._position = 0
+
+    def next(self, id: int, text: str) -> int:
+        """Where the next token begins in `text`, of which at least this token's part has to be known."""
+        start = min(self._position, len(text))
+        raw = self._texts.bytes_of(id)
+        if self._texts.is_control(id) and not text.startswith(raw.decode(), self._position):
+            return start
+        piece = self._decoder.decode(raw)
+        extra = piece.startswith(" ") and not text.startswith(" ", self._position)
+        self._position += len(piece) - extra
+        return start

@@ -9,18 +9,19 @@ from typing import Any
 from fastapi import APIRouter
 
 from twllm.serve.completion_shapes import DetokenizeRequest, TokenizeRequest
-from twllm.serve.generation import Engine
 from twllm.serve.protocol import ApiError
+from twllm.serve.service import Service
 from twllm.serve.token_text import TokenText, encode_raw
 
 
-def tokenize_routes(engine: Engine, texts: TokenText) -> APIRouter:
-    """The router for one engine's tokenizer."""
+def tokenize_routes(service: Service) -> APIRouter:
+    """The router for the tokenizers of a service."""
     router = APIRouter()
-    tokenizer = engine.tokenizer
 
     @router.get("/tokenizer_info")
-    def info() -> dict[str, Any]:
+    def info(model: str | None = None) -> dict[str, Any]:
+        picked = service.pick(model)
+        tokenizer = picked.engine.tokenizer
         return {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": tokenizer.bos or None,
@@ -28,23 +29,26 @@ def tokenize_routes(engine: Engine, texts: TokenText) -> APIRouter:
             "pad_token": tokenizer.pad or None,
             "chat_template": tokenizer.template or None,
             "vocab_size": tokenizer.vocab_size,
-            "model_max_length": engine.context,
+            "model_max_length": service.context(picked),
         }
 
     @router.post("/tokenize")
     def tokenize(body: TokenizeRequest) -> Any:
+        model = service.pick(body.model)
+        tokenizer, texts = model.engine.tokenizer, model.texts
         if body.inputs is not None:
-            return _tgi(body.inputs, encode_raw(tokenizer, body.inputs, bos=body.add_special_tokens), texts)
+            return simple_tokens(body.inputs, encode_raw(tokenizer, body.inputs, bos=body.add_special_tokens), texts)
         if body.messages is not None:
             messages = [message.plain() for message in body.messages]
             ids = tokenizer.encode_chat(messages, add_generation_prompt=body.add_generation_prompt).ids
         else:
             ids = encode_raw(tokenizer, body.prompt or "", bos=body.add_special_tokens)
         names = [texts.name(id) for id in ids] if body.return_token_strs else None
-        return {"count": len(ids), "max_model_len": engine.context, "tokens": ids, "token_strs": names}
+        return {"count": len(ids), "max_model_len": service.context(model), "tokens": ids, "token_strs": names}
 
     @router.post("/detokenize")
     def detokenize(body: DetokenizeRequest) -> dict[str, str]:
+        tokenizer = service.pick(body.model).engine.tokenizer
         unknown = [id for id in body.tokens if id >= tokenizer.vocab_size]
         if unknown:
             raise ApiError(f"詞彙裡沒有 {unknown[0]} 號 (no such token id)", param="tokens")
@@ -53,7 +57,7 @@ def tokenize_routes(engine: Engine, texts: TokenText) -> APIRouter:
     return router
 
 
-def _tgi(text: str, ids: list[int], texts: TokenText) -> list[dict[str, Any]]:
+def simple_tokens(text: str, ids: list[int], texts: TokenText) -> list[dict[str, Any]]:
     """TGI's list of tokens with the characters of `text` that each covers."""
     starts = texts.offsets(ids, text)
     ends = [*starts[1:], len(text)]

@@ -71,7 +71,7 @@ def decode(
     for ids, limit in zip(map(tuple, prompts), limits, strict=True):
         most[ids] = max(limit, most.get(ids, 0))
     answers: dict[tuple[int, ...], list[int]] = {ids: [] for ids in most}
-    for rows in _decode_batches(sorted(ids for ids, limit in most.items() if limit > 0), most, _bytes_per_token(model)):
+    for rows in _decode_batches(sorted(ids for ids, limit in most.items() if limit > 0), most, bytes_per_token(model)):
         for ids, answer in zip(rows, _decode(model, rows, [most[ids] for ids in rows], end_ids, shared), strict=True):
             answers[ids] = answer
     return [answers[tuple(ids)][:limit] for ids, limit in zip(prompts, limits, strict=True)]
@@ -212,11 +212,14 @@ def _forward(model: Any, ids: list[int], positions: list[int], tree: Pass | Step
     return logits.float()
 
 
-def _bytes_per_token(model: Any) -> int:
+def bytes_per_token(model: Any) -> int:
     """Keys and values of one token."""
     config = model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    all_heads = (
+        getattr(config, "num_attention_heads", None) or 1
+    )  # recurrent models have none: counted as one wide head
+    heads = getattr(config, "num_key_value_heads", None) or all_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // all_heads
     return int(2 * config.num_hidden_layers * heads * width * model.dtype.itemsize)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from twllm.errors import UserError
 from twllm.tokens.config import DatasetConfig
 from twllm.tokens.conversation import Conversation, Tally, read_dataset
-from twllm.tokens.shards import write_shard
+from twllm.tokens.shards import TokenShard, write_shard
 from twllm.tokens.tokenizer import ChatTokenizer
 
 BATCH = 1000  # documents tokenised at a time, on all cores
@@ -56,6 +56,11 @@ def tokenize_corpus(out: Path, corpus: Path, labels: Sequence[str], tokenizer: C
         out / "held_out", ((d.id, d.text) for d in read_documents(corpus, "held_out")), tokenizer
     )
     return facts
+
+
+def tokens_by_source(folder: Path, labels: Sequence[str]) -> dict[str, int]:
+    """Tokens of each source in a folder that `tokenize_corpus` filled, by name."""
+    return {label: int(TokenShard(folder / f"{n:03}").index["num_tokens"]) for n, label in enumerate(labels)}
 
 
 def chat_shard(
@@ -150,6 +155,22 @@ def split_held_out(
     ]
     chosen = {id(c) for c in held}
     return [c for c in conversations if id(c) not in chosen], held
+
+
+def tokenize_chats(
+    out: Path,
+    datasets: Sequence[DatasetConfig],
+    tokenizer: ChatTokenizer,
+    context: int,
+    held_out: float,
+    method: str | None,
+) -> dict[str, Any]:
+    """The shards of a chat phase; `method` is the feedback phase's (None: SFT)."""
+    if method in ("kto", "dpo"):
+        from twllm.tokens.preferences import tokenize_preferences
+
+        return tokenize_preferences(out, datasets, tokenizer, context, "kto" if method == "kto" else "dpo")
+    return tokenize_datasets(out, datasets, tokenizer, context, held_out, rated=method is not None)
 
 
 def tokenize_datasets(

@@ -6,6 +6,7 @@ the culprit when a loss explodes) and `index.json`.
 """
 
 import json
+from array import array
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,12 @@ def write_shard(
     """Write (name, ids, mask or None = all True) documents; returns the index (`num_documents`, `num_tokens`, …)."""
     folder.mkdir(parents=True, exist_ok=True)
     dtype: Any = np.uint16 if vocab_size <= 1 << 16 else np.uint32
-    offsets, learned, bits = [0], 0, []
-    with (folder / "ids.bin").open("wb") as ids_file, (folder / "names.jsonl").open("w", encoding="utf-8") as names:
+    offsets, learned, bits = array("Q", [0]), 0, np.zeros(0, bool)
+    with (
+        (folder / "ids.bin").open("wb") as ids_file,
+        (folder / "mask.bin").open("wb") as mask_file,
+        (folder / "names.jsonl").open("w", encoding="utf-8") as names,
+    ):
         for name, ids, mask in documents:
             if not ids:
                 continue
@@ -33,11 +38,14 @@ def write_shard(
                 )
             ids_file.write(np.asarray(ids, dtype).tobytes())
             keep = np.ones(len(ids), bool) if mask is None else np.asarray(mask, bool)
-            bits.append(keep)
+            bits = np.concatenate([bits, keep])
+            whole = len(bits) // 8 * 8
+            mask_file.write(np.packbits(bits[:whole]).tobytes())
+            bits = bits[whole:]
             learned += int(keep.sum())
             offsets.append(offsets[-1] + len(ids))
             names.write(json.dumps(name) + "\n")  # escaped: an id may hold a lone surrogate
-    (folder / "mask.bin").write_bytes(np.packbits(np.concatenate(bits) if bits else np.zeros(0, bool)).tobytes())
+        mask_file.write(np.packbits(bits).tobytes())
     np.save(folder / "offsets.npy", np.asarray(offsets, np.uint64))
     index = {
         "dtype": np.dtype(dtype).name,

@@ -9,12 +9,16 @@ learns to say, so transformers, vLLM and TGI render the same text. Two things ar
 * The loss mask comes from the same character spans.
 
 Templates: `taiwan-llm-v1`, `taiwan-llm-v2` (Vicuna v1.1 separators, https://arxiv.org/abs/2311.17487), `chatml`.
-Not covered: tools, images, and templates that look inside a message's text.
+A checkpoint's own template may know `tools`: their definitions, and all of a message but role and content, are given to it as they
+are, so that it can compare and print them; only control tokens written in them become placeholders.
+Not covered: images, and templates that look inside a message's text.
 """
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -33,9 +37,11 @@ CONTROL_TOKENS = {  # what each template needs in the vocabulary: BOS, end token
     "taiwan-llm-v2": ("<s>", "</s>"),
     "chatml": ("<s>", "<|im_end|>", "<|im_start|>"),
 }
-Messages = Sequence[Mapping[str, str]]
+Messages = Sequence[Mapping[str, Any]]
 SURROGATE = re.compile("[\ud800-\udfff]")
 PLACEHOLDER = re.compile("\x02(\\d+)\x03|(\x04)|(\x05)")
+SIGNS = re.compile("[\x02-\x05]")
+ESCAPED = re.compile(r"\\u0002(\d+)\\u0003")  # a placeholder after `tojson`
 
 
 @dataclass(frozen=True)
@@ -63,11 +69,28 @@ def _raise(message: str) -> None:
     raise TemplateError(message)
 
 
+def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **more: Any) -> str:
+    """transformers' `tojson`: no HTML escapes, Chinese as it is."""
+    text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **more)
+    return ESCAPED.sub("\x02\\1\x03", text)
+
+
 @lru_cache(maxsize=32)
 def _compile(source: str) -> Any:
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation])
+    extensions = [_Generation, "jinja2.ext.loopcontrols"]
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
     environment.globals["raise_exception"] = _raise
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    environment.filters["tojson"] = _tojson
     return environment.from_string(source)
+
+
+@lru_cache(maxsize=32)
+def knows_tools(source: str) -> bool:
+    """Whether the template reads `tools`."""
+    extensions = [_Generation, "jinja2.ext.loopcontrols"]
+    parsed = ImmutableSandboxedEnvironment(extensions=extensions).parse(source)
+    return any(name.name == "tools" for name in parsed.find_all(nodes.Name))
 
 
 def load_template(name: str) -> str:
@@ -88,9 +111,18 @@ def clean_text(text: str) -> str:
 
 
 def render(
-    source: str, messages: Messages, *, add_generation_prompt: bool = False, bos_token: str = "", eos_token: str = ""
+    source: str,
+    messages: Messages,
+    *,
+    add_generation_prompt: bool = False,
+    bos_token: str = "",
+    eos_token: str = "",
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    control: re.Pattern[str] | None = None,
 ) -> Rendered:
     """Render `messages` with the Jinja `source`, keeping track of who wrote which characters.
+
+    `control` finds control tokens in what comes with messages and `tools` beside role and content.
 
     Raises:
         UserError: the template refuses the messages (an unknown role, say) or a message lacks `role` or `content`.
@@ -98,13 +130,18 @@ def render(
     try:
         contents = [clean_text(message["content"]) for message in messages]
         marked = [
-            {**message, "content": f"\x02{i}\x03" if text else ""}
-            for i, (message, text) in enumerate(zip(messages, contents, strict=True))
+            {**_rest(message, control, contents), "role": message["role"], "content": f"\x02{i}\x03" if text else ""}
+            for i, (message, text) in enumerate(zip(messages, contents.copy(), strict=True))
         ]
         skeleton = _compile(source).render(
-            messages=marked, add_generation_prompt=add_generation_prompt, bos_token=bos_token, eos_token=eos_token
+            messages=marked,
+            add_generation_prompt=add_generation_prompt,
+            bos_token=bos_token,
+            eos_token=eos_token,
+            tools=_guard(tools, control, contents),
+            documents=None,
         )
-    except (TemplateError, KeyError, TypeError) as error:
+    except (TemplateError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"對話範本不接受這些訊息 (chat template): {error}", "messages", "檢查 role 與 content"
         ) from error
@@ -126,3 +163,28 @@ def render(
             learned.append((start, position))
     parts.append(skeleton[end:])
     return Rendered("".join(parts), tuple(typed), tuple(learned))
+
+
+def _rest(message: Mapping[str, Any], control: re.Pattern[str] | None, contents: list[str]) -> Any:
+    """What a message has beside role and content, guarded."""
+    if len(message) == 2:
+        return {}
+    rest = {key: value for key, value in message.items() if key not in ("role", "content")}
+    return _guard(rest, control, contents)
+
+
+def _guard(value: Any, control: re.Pattern[str] | None, contents: list[str]) -> Any:
+    """A copy of JSON in which control tokens are placeholders; `contents` gets what they stand for."""
+    if isinstance(value, Mapping):
+        return {_guard(key, control, contents): _guard(each, control, contents) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_guard(each, control, contents) for each in value]
+    if not isinstance(value, str):
+        return value
+
+    def hide(found: re.Match[str]) -> str:
+        contents.append(found[0])
+        return f"\x02{len(contents) - 1}\x03"
+
+    text = SIGNS.sub("", clean_text(value))
+    return control.sub(hide, text) if control else text

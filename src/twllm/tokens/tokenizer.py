@@ -7,7 +7,7 @@ transformers 5 silently gives three tokens).
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -158,7 +158,13 @@ class ChatTokenizer:
         """`encode` for many texts, on all cores."""
         return [e.ids for e in self._plain.encode_batch([clean_text(t) for t in texts], add_special_tokens=False)]
 
-    def render(self, messages: Messages, *, add_generation_prompt: bool = False) -> Rendered:
+    def render(
+        self,
+        messages: Messages,
+        *,
+        add_generation_prompt: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> Rendered:
         """The chat as text with marked spans (see `template.render`)."""
         if not self.template:
             raise UserError(
@@ -167,18 +173,29 @@ class ChatTokenizer:
                 "在配方的 [template] 選一個，例如 taiwan-llm-v2",
             )
         return render(
-            self.template, messages, add_generation_prompt=add_generation_prompt, bos_token=self.bos, eos_token=self.eos
+            self.template,
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            bos_token=self.bos,
+            eos_token=self.eos,
+            tools=tools,
+            control=self._control if self.controls else None,
         )
 
     def encode_chat(
-        self, messages: Messages, *, add_generation_prompt: bool = False, begin_answer: str = ""
+        self,
+        messages: Messages,
+        *,
+        add_generation_prompt: bool = False,
+        begin_answer: str = "",
+        tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> Encoded:
         """Ids and loss mask of a chat. Only the template's own control tokens become control ids, the typed ones stay text.
 
         A token is learned when it begins inside a `{% generation %}` span. `begin_answer`: what an answer is made to begin with,
         tokenised together with the chat before it (typed text; only with `add_generation_prompt`).
         """
-        rendered = self.render(messages, add_generation_prompt=add_generation_prompt)
+        rendered = self.render(messages, add_generation_prompt=add_generation_prompt, tools=tools)
         if begin_answer:
             whole = rendered.text + begin_answer
             typed = (*rendered.typed, (len(rendered.text), len(whole)))
@@ -221,9 +238,9 @@ class ChatTokenizer:
         """Text of ids, control tokens left out."""
         return self.backend.decode(list(ids), skip_special_tokens=True)
 
-    def stream(self) -> "StreamDecoder":
-        """A decoder for one answer that arrives id by id."""
-        return StreamDecoder(self)
+    def stream(self, context: Sequence[int] = ()) -> "StreamDecoder":
+        """A decoder for one answer that arrives id by id; `context`: the ids before it, where a space may hang on them."""
+        return StreamDecoder(self, context)
 
 
 class StreamDecoder:
@@ -232,10 +249,13 @@ class StreamDecoder:
     Keeps a short window of ids: text is given out once it no longer ends in U+FFFD, the sign of unfinished UTF-8.
     """
 
-    def __init__(self, tokenizer: ChatTokenizer) -> None:
+    def __init__(self, tokenizer: ChatTokenizer, context: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
-        self._ids: list[int] = []
-        self._start = self._read = 0  # window of ids: [start, read) is context already given out, [read, …) is new
+        self._ids: list[int] = list(context)
+        self._start, self._read = (
+            0,
+            len(self._ids),
+        )  # window of ids: [start, read) is context already given out, [read, …) is new
 
     def push(self, id: int) -> str:
         """The text that this id completes, often one character, '' while a character is unfinished."""

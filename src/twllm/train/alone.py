@@ -10,7 +10,7 @@ from rich.text import Text
 from twllm import data as shipped
 from twllm.artifact import fingerprint, hash_path, write_folder, write_manifest
 from twllm.errors import UserError
-from twllm.tokens.build import tokenize_corpus, tokenize_datasets
+from twllm.tokens.build import tokenize_chats, tokenize_corpus
 from twllm.tokens.conversation import read_conversations
 from twllm.tokens.tokenizer import ChatTokenizer
 from twllm.train.config import FeedbackConfig, OptimConfig, PretrainConfig, SftConfig
@@ -61,8 +61,8 @@ def _tokenize(
     phase: str, config: OptimConfig, sources: list[str], licence: str, tokenizer: ChatTokenizer, out: Path
 ) -> None:
     if isinstance(config, SftConfig | FeedbackConfig):
-        held_out = getattr(config, "held_out", 0.0)
-        tokenize_datasets(out, config.datasets, tokenizer, config.context, held_out, rated=phase == "feedback")
+        held_out, method = getattr(config, "held_out", 0.0), getattr(config, "method", None)
+        tokenize_chats(out, config.datasets, tokenizer, config.context, held_out, method)
         return
     from twllm.corpus.build import build_corpus
     from twllm.corpus.config import CorpusConfig, CorpusSource

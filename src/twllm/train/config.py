@@ -39,12 +39,28 @@ class SftConfig(OptimConfig):
 
 
 class FeedbackConfig(OptimConfig):
-    """[feedback]: train on what people rated. sft-positive (the paper's way): only answers rated +1."""
+    """[feedback]: train on what people rated (docs/feedback.md)."""
 
-    method: Literal["sft-positive"] = Field("sft-positive", description="how ratings become a loss")
+    method: Literal["sft-positive", "kto", "dpo"] = Field(
+        "sft-positive",
+        description="sft-positive (the paper's): learn answers rated +1; kto: +1 and -1; dpo: pairs of answers to one prompt",
+    )
+    beta: float = Field(
+        0.1, gt=0, description="kto, dpo: how far the model may move from where it starts; less is farther"
+    )
+    desirable_weight: float = Field(1.0, gt=0, description="kto: weight of answers rated +1")
+    undesirable_weight: float = Field(1.0, gt=0, description="kto: weight of answers rated -1")
     datasets: tuple[DatasetConfig, ...] = Field(
         (), description="exported ratings (twllm feedback export) and shipped ones"
     )
+
+    @model_validator(mode="after")
+    def _no_idle_settings(self) -> "FeedbackConfig":
+        used = {"kto": {"beta", "desirable_weight", "undesirable_weight"}, "dpo": {"beta"}}.get(self.method, set())
+        for name in ("beta", "desirable_weight", "undesirable_weight"):
+            if name not in used and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} would be ignored with method = {self.method}")
+        return self
 
 
 class MachineConfig(Config):

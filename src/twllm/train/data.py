@@ -14,6 +14,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from twllm.errors import UserError
@@ -43,10 +44,16 @@ class Batch:
 
 
 class PackedData:
-    """One or more weighted shards, served as rows of `context` tokens, epoch after epoch."""
+    """One or more weighted shards, served as rows of `context` tokens, epoch after epoch.
 
-    def __init__(self, shards: Sequence[TokenShard], weights: Sequence[float], context: int, seed: int) -> None:
+    `group` documents that follow each other belong together: they are drawn together and stand in one row, side by side.
+    """
+
+    def __init__(
+        self, shards: Sequence[TokenShard], weights: Sequence[float], context: int, seed: int, group: int = 1
+    ) -> None:
         self.shards, self.weights, self.context, self.seed = list(shards), list(weights), context, seed
+        self.group = group
         self.counts = [len(shard) for shard in shards]
         self.first = np.cumsum([0, *self.counts])
         self.lengths = np.concatenate([shard.lengths for shard in shards]) if shards else np.zeros(0, np.int64)
@@ -56,20 +63,37 @@ class PackedData:
         self.epoch_rows = lru_cache(maxsize=2)(self._epoch_rows)
 
     def _epoch_rows(self, epoch: int) -> list[Row]:
-        documents = epoch_documents(self.counts, self.weights, self.seed, epoch)
-        rows = pack(self.lengths - self.prefix, self.context - self.prefix, documents)
+        rows = self._pack(epoch_documents([n // self.group for n in self.counts], self.weights, self.seed, epoch))
         order = np.random.default_rng([self.seed, epoch, 1]).permutation(len(rows))
         return [rows[i] for i in order]
 
+    def each_once(self) -> list[Row]:
+        """Rows that hold every document exactly once, whatever the weights say."""
+        return self._pack(np.arange(len(self.lengths) // self.group))
+
+    def _pack(self, groups: NDArray[np.int64]) -> list[Row]:
+        """Rows of these groups; without grouping, of these documents."""
+        lengths, G = self.lengths - self.prefix, self.group
+        rows = pack(lengths.reshape(-1, G).sum(1), self.context - self.prefix, groups)
+        if G == 1:
+            return rows
+        return [
+            Row(tuple((d, 0, int(lengths[d])) for g, _, _ in row.pieces for d in range(g * G, g * G + G)))
+            for row in rows
+        ]
+
     def _shared_prefix(self) -> int:
-        """Tokens all documents begin with, none of them learned; 0 where that saves little or a document needs cutting."""
+        """Tokens all documents begin with, none of them learned, nor the token after them (what would predict it is shared);
+        0 where that saves little or a document needs cutting.
+        """
         if len(self.lengths) < 2 or self.lengths.max() > self.context:
             return 0
         first, learned = self._read((0, 0, int(self.lengths[0])))
-        shared = int(np.argmax(learned)) if learned.any() else 0
+        shared = max(0, int(np.argmax(learned)) - 1) if learned.any() else 0
         for document in range(1, len(self.lengths)):
             tokens, learned = self._read((document, 0, min(shared, int(self.lengths[document]))))
-            same = (tokens[:shared] == first[: len(tokens[:shared])]) & ~learned[:shared]
+            free = ~np.append(learned[1:], False)[:shared]
+            same = (tokens[:shared] == first[: len(tokens[:shared])]) & free
             shared = len(same) if same.all() else int(np.argmin(same))
             if shared < MIN_PREFIX:
                 return 0

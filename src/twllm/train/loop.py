@@ -1,12 +1,13 @@
 """The one training loop: continued pretraining, SFT and feedback differ only in the rows and the loss they bring.
 
 Batch size is given in tokens; micro-batches and accumulation are computed. The loss of a step is the mean over all its
-labelled tokens, whatever the accumulation. A run that was killed goes on from its last state and ends with bit-equal
+labelled tokens (or rated answers, or pairs: objective.py), whatever the accumulation. A run that was killed goes on from its last state and ends with bit-equal
 weights (same machine settings). A loss that is not finite stops the run before the optimizer step and names the documents.
 """
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from transformers import PreTrainedModel
 from twllm.errors import UserError
 from twllm.train.config import MachineConfig, OptimConfig
 from twllm.train.data import Batch, PackedData
-from twllm.train.loss import check_model, token_loss
+from twllm.train.loss import check_model
 from twllm.train.machine import Machine, resolve_machine
+from twllm.train.objective import Objective, TokenObjective
 from twllm.train.optim import build_optimizer, learning_rate
 from twllm.train.state import load_state, save_state
 from twllm.train.watch import Watcher
@@ -55,7 +57,7 @@ class Trainer:
 
     def __init__(
         self, name: str, model: PreTrainedModel, data: PackedData, config: OptimConfig, machine: MachineConfig, work: Path,
-        held_out: PackedData | None = None,
+        held_out: PackedData | None = None, objective: Callable[[PreTrainedModel, Machine], Objective] = TokenObjective,
     ) -> None:  # fmt: skip
         self.name, self.data, self.config, self.work, self.held_out = name, data, config, work, held_out
         check_model(model, config.context)
@@ -67,6 +69,7 @@ class Trainer:
         self.optimizer = build_optimizer(self.model, config)
         if self.machine.compile:
             self.model.get_decoder().compile(dynamic=False)
+        self.objective = objective(self.model, self.machine)
 
     def _use_attention(self, form: str) -> None:
         from twllm.train.attention import NAME
@@ -123,10 +126,10 @@ class Trainer:
         rows = self.data.rows(step * self.plan.rows_per_step, self.plan.rows_per_step)
         micro = self.plan.rows_per_micro
         batches = [self.data.batch(rows[i : i + micro]) for i in range(0, len(rows), micro)]
-        labelled = max(1, sum(int((batch.labels >= 0).sum()) for batch in batches))
+        divisor = self.objective.begin(batches)
         total = 0.0
         for batch in batches:
-            loss = self.loss(batch) / labelled
+            loss = self.loss(batch) / divisor
             loss.backward()
             total += float(loss.detach())
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip))
@@ -134,12 +137,11 @@ class Trainer:
             self._stop_not_finite(step, batches, total, norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return {"loss": total, "grad_norm": norm, "lr": lr}
+        return {"loss": total, "grad_norm": norm, "lr": lr, **self.objective.metrics()}
 
     def loss(self, batch: Batch) -> torch.Tensor:
-        """Summed loss of a micro-batch, in nats."""
-        with self.machine.autocast():
-            return token_loss(self.model, batch.to(self.model.device), self.machine.attention)[0]
+        """Summed loss of a micro-batch."""
+        return self.objective.loss(batch)
 
     def _stop_not_finite(self, step: int, batches: list[Batch], total: float, norm: float) -> None:
         """Name the step and the documents; the weights are those of the step before."""

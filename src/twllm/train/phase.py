@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twllm.errors import UserError
 from twllm.tokens.shards import TokenShard
 from twllm.tokens.tokenizer import ChatTokenizer
-from twllm.train.config import MachineConfig, OptimConfig
+from twllm.train.config import FeedbackConfig, MachineConfig, OptimConfig
 from twllm.train.data import PackedData
 
 if TYPE_CHECKING:
@@ -40,10 +41,15 @@ def start_model(
     return found
 
 
+def compares(phase: OptimConfig) -> bool:
+    """Whether the phase learns by comparing (KTO, DPO): its documents come in twos."""
+    return isinstance(phase, FeedbackConfig) and phase.method != "sft-positive"
+
+
 def load_data(tokens: Path, weights: Sequence[float], phase: OptimConfig) -> tuple[PackedData, PackedData | None]:
     """Training rows from the shards `000`, `001`, … with their weights, and held-out rows if there are any."""
     shards = [TokenShard(tokens / f"{i:03}") for i in range(len(weights))]
-    data = PackedData(shards, weights, phase.context, phase.seed)
+    data = PackedData(shards, weights, phase.context, phase.seed, group=2 if compares(phase) else 1)
     held = TokenShard(tokens / "held_out") if (tokens / "held_out").is_dir() else None
     return data, PackedData([held], [1.0], phase.context, phase.seed) if held and len(held) else None
 
@@ -55,10 +61,16 @@ def train_phase(
     """Train and fill `out` with the checkpoint, `loss.png` and `metrics.jsonl`; returns the metrics for the manifest."""
     from twllm.model.build import save, weights_fingerprint
     from twllm.train.loop import Trainer
+    from twllm.train.objective import TokenObjective
+    from twllm.train.preference import PreferenceObjective
     from twllm.train.watch import plot_loss, read_metrics
 
     data, held_out = load_data(tokens, weights, phase)
-    metrics = Trainer(name, model, data, phase, machine, work, held_out).run()
+    objective: Any = TokenObjective
+    if compares(phase):
+        assert isinstance(phase, FeedbackConfig)
+        objective = partial(PreferenceObjective, data=data, config=phase, work=work)
+    metrics = Trainer(name, model, data, phase, machine, work, held_out, objective).run()
     save(model, tokenizer, out)
     rows = read_metrics(work / "metrics.jsonl")
     (out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

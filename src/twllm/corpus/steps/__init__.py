@@ -2,9 +2,10 @@
 
 `@filter_step("name")` marks a function that takes the config and returns a rule `document -> Keep | Drop`;
 `@map_step("name")` one that returns a rewriting `text -> text`, `@change_step("name")` one that returns a change
-`document -> document`, `@step("name")` one that returns a whole step. The files of this folder register themselves.
-`as_datatrove` makes a step a datatrove pipeline step (local, Slurm, Ray executors). A step is built per process: dedup
-on several processes then sees only its own share of the documents.
+`document -> document`, `@step("name")` one that returns a whole step, `@global_step("name")` one that looks at the whole
+corpus (global_step.py). The files of this folder register themselves. The engine builds a step once a process and runs
+it on one part after the other: what a step that is no global one remembers of its documents would depend on the number
+of workers, so it must remember nothing. `as_datatrove` makes a step a datatrove pipeline step for pipelines of one's own.
 """
 
 import importlib
@@ -18,6 +19,7 @@ from twllm.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from twllm.corpus.config import CorpusConfig
+    from twllm.corpus.global_step import GlobalStep
 
 Step = Callable[[Iterable[Document]], Iterator[Document | Dropped]]
 Rule = Callable[[Document], Keep | Drop]
@@ -26,6 +28,7 @@ Change = Callable[[Document], Document]
 One = TypeVar("One")
 
 _MAKERS: dict[str, "Callable[[CorpusConfig], Step]"] = {}
+_GLOBAL: dict[str, "Callable[[CorpusConfig], GlobalStep]"] = {}
 
 
 def step(name: str) -> "Callable[[Callable[[CorpusConfig], Step]], Callable[[CorpusConfig], Step]]":
@@ -81,12 +84,35 @@ def change_step(name: str) -> "Callable[[Callable[[CorpusConfig], Change]], Call
     return _each(name, lambda change, document: change(document).passed(name))
 
 
+Maker = TypeVar("Maker", bound="Callable[[CorpusConfig], GlobalStep]")
+
+
+def global_step(name: str) -> Callable[[Maker], Maker]:
+    """Register a maker of global steps as what the engine runs under `name`."""
+
+    def register(make: Maker) -> Maker:
+        _GLOBAL[name] = make
+        return make
+
+    return register
+
+
+def is_global(name: str) -> bool:
+    """Whether the engine runs this step over the whole corpus."""
+    return name in names() and name in _GLOBAL
+
+
+def make_global(name: str, config: "CorpusConfig") -> "GlobalStep":
+    """The global step of that name with the config's limits."""
+    return _GLOBAL[name](config)
+
+
 @cache
 def names() -> tuple[str, ...]:
     """Names of all steps."""
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")
-    return tuple(sorted(_MAKERS))
+    return tuple(sorted({*_MAKERS, *_GLOBAL}))
 
 
 def make_step(name: str, config: "CorpusConfig") -> Step:

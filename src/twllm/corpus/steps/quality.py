@@ -17,6 +17,7 @@ from twllm.corpus.steps import Rule, filter_step
 from twllm.corpus.steps.characters import count_kinds
 
 if TYPE_CHECKING:
+    from twllm.corpus.quality import Fault
     from twllm.corpus.config import CorpusConfig
 
 SENTENCE_END = re.compile(r"[。！？!?…｡]|\.(?=\s|$)")
@@ -46,7 +47,19 @@ def judge(text: str, config: "CorpusConfig") -> Keep | Drop:
         return Drop("repeated_lines", f"{share:.3f} > {config.max_repeated_share}")
     if config.need_sentence_end and not SENTENCE_END.search(text):
         return Drop("no_sentence_end")
+    if fault := page_fault(text):
+        return Drop(*fault)
     return KEEP
+
+
+def page_fault(text: str) -> "Fault | None":
+    """What the rules of corpus/quality.py say: advertising, menus, repetition, machine translation."""
+    from twllm.corpus.codes import count
+    from twllm.corpus.quality import judge as judge_page
+    from twllm.corpus.region import found_words
+
+    counts = count(text)
+    return judge_page(text, counts, found_words(text, counts))
 
 
 @filter_step("quality")

@@ -1,0 +1,146 @@
+"""DPO (arXiv 2305.18290) and KTO (arXiv 2402.01306): learning from what people preferred, against the starting model.
+
+With π the model, π₀ the starting weights, and r = log π(y|x) − log π₀(y|x) summed over the completion's tokens:
+  DPO, a pair:     −log σ(β (r_chosen − r_rejected)), mean over pairs
+  KTO, an answer:  w (1 − σ(± β (r − z))), mean over answers; + and w = desirable_weight for a wanted one, − and
+                   undesirable_weight for an unwanted one; z = max(0, mean r of mismatched pairs), without gradient
+log π₀ is computed once, before the first step, and kept beside the run's states: no second model is in memory. z is taken over the
+whole optimizer step, so accumulation changes nothing (TRL takes it per micro-batch); its price is one more forward pass.
+Equal to TRL's losses on the same batch, held by a test. Not covered: label smoothing, IPO and other variants, held-out sets.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import torch.utils.checkpoint
+from safetensors import safe_open
+from safetensors.numpy import save
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from twllm.artifact import write_bytes
+from twllm.tokens.preferences import LABELS
+from twllm.train.config import FeedbackConfig
+from twllm.train.data import Batch, PackedData
+from twllm.train.loss import CHUNK, hidden_states
+from twllm.train.machine import Machine
+
+# N learned tokens, D model width, V vocabulary, S documents (pieces) in a batch
+
+
+def sequence_logprobs(model: PreTrainedModel, batch: Batch, attention: str) -> Tensor:
+    """(S,) log-probability of each document's learned tokens, in the order of `batch.pieces`."""
+    flat = batch.labels.reshape(-1)
+    places = (flat >= 0).nonzero().squeeze(1)  # (N,)
+    hidden = hidden_states(model, batch, attention)
+    picked = hidden.reshape(-1, hidden.shape[-1]).index_select(0, places)  # (N, D)
+    tokens = token_logprobs(picked, model.get_output_embeddings().weight, flat.index_select(0, places))  # (N,)
+    owner = torch.zeros(batch.ids.shape, dtype=torch.long)
+    for number, (row, start, length) in enumerate(batch.pieces):
+        owner[row, start : start + length] = number
+    owner = owner.reshape(-1).to(places.device).index_select(0, places)
+    return torch.zeros(len(batch.pieces), device=tokens.device).index_add(0, owner, tokens)
+
+
+def token_logprobs(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    """(N,) log-probabilities of labels after (N, D) hidden states; logits exist for CHUNK tokens at a time, in fp32."""
+    if len(labels) <= CHUNK:
+        return -F.cross_entropy(F.linear(hidden, weight).float(), labels, reduction="none")
+    chunks = zip(hidden.split(CHUNK), labels.split(CHUNK), strict=True)
+    return torch.cat(
+        [torch.utils.checkpoint.checkpoint(token_logprobs, h, weight, y, use_reentrant=False) for h, y in chunks]
+    )
+
+
+def dpo_losses(ratios: Tensor, beta: float) -> Tensor:
+    """(S / 2,) losses of (S,) log-ratios in the order chosen, rejected, chosen, …"""
+    return -F.logsigmoid(beta * (ratios[0::2] - ratios[1::2]))
+
+
+def kto_losses(ratios: Tensor, labels: Tensor, kl: Tensor, config: FeedbackConfig) -> Tensor:
+    """Losses of (S,) log-ratios whose labels are 1 or -1, around the reference point `kl`."""
+    weight = torch.where(labels > 0, config.desirable_weight, config.undesirable_weight)
+    return weight * (1 - torch.sigmoid(config.beta * labels * (ratios - kl)))
+
+
+class PreferenceObjective:
+    """DPO or KTO over documents that come in twos (tokens/preferences.py)."""
+
+    def __init__(
+        self, model: PreTrainedModel, machine: Machine, data: PackedData, config: FeedbackConfig, work: Path
+    ) -> None:
+        self.model, self.machine, self.config = model, machine, config
+        labels = [np.load(shard.folder / LABELS) for shard in data.shards]
+        self.labels = torch.from_numpy(np.concatenate(labels).astype(np.int64))
+        self.kl = torch.zeros(())
+        self.seen: list[Tensor] = []  # each micro-batch's rewards, wanted minus unwanted where both are known
+        self.reference = torch.from_numpy(self._reference(data, work / "reference.safetensors"))
+
+    def begin(self, batches: Sequence[Batch]) -> float:
+        """The number of pairs, or of rated answers; for KTO, z is computed."""
+        self.seen = []
+        labels = self.labels[[number for batch in batches for number in _documents(batch)]]
+        if self.config.method == "dpo":
+            return len(labels) / 2
+        with torch.no_grad():
+            mismatched = [self._ratios(batch)[self._labels(batch) == 0] for batch in batches]
+        self.kl = torch.cat(mismatched).mean().clamp(min=0)
+        return float((labels != 0).sum())
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Summed loss of a micro-batch."""
+        ratios, labels = self._ratios(batch), self._labels(batch)
+        rated = labels != 0
+        self.seen.append(torch.stack([ratios.detach()[rated], labels[rated].to(ratios.dtype)]))
+        if self.config.method == "dpo":
+            return dpo_losses(ratios, self.config.beta).sum()
+        return kto_losses(ratios[rated], labels[rated], self.kl, self.config).sum()
+
+    def metrics(self) -> dict[str, float]:
+        """Mean reward β r of wanted and unwanted answers; DPO: the share of pairs in the right order; KTO: z."""
+        ratios, labels = torch.cat(self.seen, dim=1)
+        found = {}
+        for name, chosen in (("reward_wanted", labels > 0), ("reward_unwanted", labels < 0)):
+            if chosen.any():
+                found[name] = self.config.beta * float(ratios[chosen].mean())
+        if self.config.method == "dpo":
+            return {**found, "accuracy": float((ratios[0::2] > ratios[1::2]).float().mean())}
+        return {**found, "kl": float(self.kl)}
+
+    def _labels(self, batch: Batch) -> Tensor:
+        return self.labels[_documents(batch)].to(self.model.device)
+
+    def _ratios(self, batch: Batch) -> Tensor:
+        """(S,) log π − log π₀."""
+        with self.machine.autocast():
+            found = sequence_logprobs(self.model, batch.to(self.model.device), self.machine.attention)
+        return found - self.reference[_documents(batch)].to(found.device)
+
+    def _reference(self, data: PackedData, file: Path) -> np.ndarray:
+        """(documents,) log π₀ of every document, from the file where it was computed with the same weights."""
+        from twllm.model.build import weights_fingerprint
+
+        weights = weights_fingerprint(self.model.state_dict())
+        if file.is_file():
+            with safe_open(file, "np") as kept:
+                if (kept.metadata() or {}).get("weights") == weights:
+                    return np.asarray(kept.get_tensor("logprobs"))
+        found = np.zeros(len(data.lengths), np.float32)
+        training = self.model.training
+        self.model.eval()
+        with torch.no_grad(), self.machine.autocast():
+            for row in data.each_once():
+                batch = data.batch([row])
+                logprobs = sequence_logprobs(self.model, batch.to(self.model.device), self.machine.attention)
+                found[_documents(batch)] = logprobs.float().cpu().numpy()
+        self.model.train(training)
+        write_bytes(file, save({"logprobs": found}, metadata={"weights": weights}))
+        return found
+
+
+def _documents(batch: Batch) -> list[int]:
+    """Numbers of the documents, in the order of `batch.pieces`."""
+    return [document for row in batch.rows for document, _, _ in row.pieces]

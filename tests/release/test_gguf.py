@@ -1,0 +1,168 @@
+"""The GGUF file: its numbers read back, and its vocabulary as llama.cpp understands it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import SENTENCES
+from tests.serve.engines.checkpoints import checkpoint
+from twllm.errors import UserError
+from twllm.tokens.tokenizer import ChatTokenizer
+
+gguf = pytest.importorskip("gguf")
+from twllm.release.gguf import CUTS, write_gguf  # noqa: E402
+
+TEXTS = [*SENTENCES, "  兩個空格，tab\t 與換行\n\n🏔️砢磣！", "It's 12345 o'clock", "", " "]
+
+
+def pieces_tokenizer() -> ChatTokenizer:
+    """Sentencepiece-like BPE with byte fallback, as Llama-2's in tokenizer.json."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, trainers
+
+    backend = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=names, show_progress=False)
+    backend.train_from_iterator(SENTENCES * 4, trainer)
+    file = json.loads(backend.to_str())
+    file["added_tokens"] = file["added_tokens"][:3]  # bytes are ordinary tokens
+    backend = Tokenizer.from_str(json.dumps(file))
+    backend.add_tokens([AddedToken("臺灣大學", normalized=False)])
+    return ChatTokenizer(backend).with_template("taiwan-llm-v2")
+
+
+def read(file: Path) -> Any:
+    return gguf.GGUFReader(file)
+
+
+def value(reader: Any, key: str) -> Any:
+    return reader.get_field(key).contents()
+
+
+def test_numbers_names_and_settings(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    reader = read(write_gguf(tiny_checkpoint, tmp_path / "new" / "a.gguf", "f16"))
+    assert value(reader, "general.architecture") == "llama"
+    expected = {
+        "block_count": 2,
+        "embedding_length": 32,
+        "attention.head_count": 4,
+        "attention.head_count_kv": 2,
+        "context_length": 256,
+    }
+    assert {key: value(reader, f"llama.{key}") for key in expected} == expected
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    assert len(tensors) == 2 * 9 + 3
+    assert {t.tensor_type.name for n, t in tensors.items() if "norm" in n} == {"F32"}
+    assert {t.tensor_type.name for n, t in tensors.items() if "norm" not in n} == {"F16"}
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["a.gguf"]
+
+
+def test_every_kind_reads_back(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Rows of queries and keys are reordered within each head, and only these."""
+    from safetensors.torch import load_file
+
+    weights = load_file(next(tiny_checkpoint.glob("*.safetensors")))
+    key = weights["model.layers.1.self_attn.k_proj.weight"].view(2, 2, 4, 32).transpose(1, 2).reshape(16, 32)
+    up = weights["model.layers.1.mlp.up_proj.weight"]
+    for kind, tolerance in (("f32", 0.0), ("f16", 1e-3), ("bf16", 1e-2), ("q8_0", 2e-2)):
+        reader = read(write_gguf(tiny_checkpoint, tmp_path / "a.gguf", kind))  # type: ignore[arg-type]
+        tensors = {tensor.name: tensor for tensor in reader.tensors}
+        for name, expected in (("blk.1.attn_k.weight", key), ("blk.1.ffn_up.weight", up)):
+            found = gguf.quants.dequantize(tensors[name].data, tensors[name].tensor_type).reshape(expected.shape)
+            assert np.abs(found - expected.numpy()).max() <= tolerance
+
+
+def test_rows_that_cannot_be_cut_in_blocks(tmp_path: Path, tiny_tokenizer: ChatTokenizer) -> None:
+    import transformers
+
+    config = transformers.LlamaConfig(vocab_size=600, hidden_size=24, intermediate_size=40, num_hidden_layers=1,
+                                      num_attention_heads=2)  # fmt: skip
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="Q8_0"):
+        write_gguf(tmp_path, tmp_path / "a.gguf", "q8_0", vocabulary=False)
+    assert not list(tmp_path.glob("*.gguf"))
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_vocabulary_without_a_form_is_refused(
+    tmp_path: Path, tiny_checkpoint: Path, tiny_tokenizer: ChatTokenizer
+) -> None:
+    import shutil
+
+    from tokenizers import Tokenizer, pre_tokenizers
+
+    shutil.copytree(tiny_checkpoint, tmp_path / "a")
+    backend = Tokenizer.from_str(tiny_tokenizer.backend.to_str())
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Punctuation(), pre_tokenizers.ByteLevel(False, use_regex=False)]
+    )
+    ChatTokenizer(backend, tiny_tokenizer.template).save(tmp_path / "a")
+    with pytest.raises(UserError, match="Punctuation"):
+        write_gguf(tmp_path / "a", tmp_path / "a.gguf")
+    write_gguf(tmp_path / "a", tmp_path / "a.gguf", vocabulary=False)
+
+
+def llama_ids(file: Path, text: str) -> list[int]:
+    """llama.cpp's own tokenisation, control tokens read as such, no begin token."""
+    import ctypes
+
+    import llama_cpp.llama_cpp as lib
+
+    from twllm.serve.engines.llamacpp_runner import _start
+
+    _start()
+    settings = lib.llama_model_default_params()
+    settings.vocab_only = True
+    model = lib.llama_model_load_from_file(str(file).encode(), settings)
+    data = text.encode()
+    buffer = (ctypes.c_int32 * 512)()
+    count = lib.llama_tokenize(lib.llama_model_get_vocab(model), data, len(data), buffer, 512, False, True)
+    lib.llama_model_free(model)
+    return list(buffer[:count])
+
+
+@pytest.mark.parametrize("kind", ["pieces", "gpt-2", "llama-bpe", "qwen2"])
+def test_llamacpp_cuts_texts_as_we_do(kind: str, tmp_path: Path, tiny_tokenizer: ChatTokenizer) -> None:
+    pytest.importorskip("llama_cpp")
+    from tokenizers import Regex, Tokenizer, pre_tokenizers
+
+    tokenizer = tiny_tokenizer
+    if kind == "pieces":
+        tokenizer = pieces_tokenizer()
+    elif kind != "gpt-2":
+        cut = next(expression for expression, name in CUTS.items() if name == kind)
+        backend = Tokenizer.from_str(tiny_tokenizer.backend.to_str())
+        backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Split(Regex(cut), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
+        )
+        tokenizer = ChatTokenizer(backend, tiny_tokenizer.template)
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(vocab_size=tokenizer.vocab_size + 5, hidden_size=32, intermediate_size=32,
+                                      num_hidden_layers=1, num_attention_heads=2)  # fmt: skip
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path)
+    tokenizer.save(tmp_path)
+    file = write_gguf(tmp_path, tmp_path / "a.gguf", "f32")
+    reader = read(file)
+    assert len(value(reader, "tokenizer.ggml.tokens")) == tokenizer.vocab_size + 5
+    assert value(reader, "tokenizer.chat_template") == tokenizer.template
+    assert value(reader, "tokenizer.ggml.eos_token_id") == tokenizer.eos_id
+    for text in TEXTS:
+        assert llama_ids(file, text) == tokenizer.backend.encode(text, add_special_tokens=False).ids, text
+    for text in ("</s>", "你好</s>台灣"):
+        assert tokenizer.eos_id in llama_ids(file, text)
+
+
+def test_the_engines_file_needs_no_tokenizer(tmp_path: Path) -> None:
+    checkpoint("qwen3", tmp_path)
+    reader = read(write_gguf(tmp_path, tmp_path / "a.gguf", "bf16", vocabulary=False))
+    assert value(reader, "tokenizer.ggml.model") == "no_vocab"
+    assert value(reader, "general.architecture") == "qwen3"
