@@ -309,8 +309,8 @@ def run_soak(folder: Path, work: Path, args: argparse.Namespace) -> dict[str, An
         "precision=fp32",
     )
     server.extra = {"stream_options": {"include_usage": True}, "ignore_eos": True}
-    server.start()
     try:
+        server.start()
         for prompt in args.prompts:
             judge.see(prompt, asyncio.run(ask(server, prompt, TOKENS[args.model])))
         before = server.rss_mb()
@@ -356,9 +356,11 @@ def run_ratings(folder: Path, work: Path, args: argparse.Namespace) -> dict[str,
     while len(acknowledged) < args.ratings:
         server = ours(folder, work, args.engines[0], "--no-warm-up")
         server.command[server.command.index("--db") + 1] = str(database)
-        server.start()
-        asyncio.run(rate(server.port, min(args.ratings, len(acknowledged) + args.ratings // 5)))
-        server.stop()
+        try:
+            server.start()
+            asyncio.run(rate(server.port, min(args.ratings, len(acknowledged) + args.ratings // 5)))
+        finally:
+            server.stop()
         kills += 1
     with RatingStore(database) as store:
         stored = {rating.conversation_id for rating in store.latest()}
@@ -385,6 +387,7 @@ def main() -> None:
     parser.add_argument("--ratings", type=int, default=0)
     parser.add_argument("--work", type=Path, help="keep model and logs here")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers are ended
     args.clients = [int(number) for number in args.clients.split(",")]
     args.engines = args.engines.split(",")
     with tempfile.TemporaryDirectory() as temporary:

@@ -40,11 +40,13 @@ def _check_base(recipe: Recipe, where: Path) -> None:
     if base.model and recipe.tokenizer.method == "train":
         raise UserError(
             "已有的模型不能換成全新的分詞器 (its embeddings would mean nothing)", f"{where}: tokenizer.method = train",
-            '改成 [tokenizer] method = "keep"',
+            '改成 [tokenizer] method = "keep"，或用 "extend" 加上新的詞元',
         )  # fmt: skip
-    if base.size and recipe.tokenizer.method == "keep":
+    if base.size and recipe.tokenizer.method != "train":
         raise UserError(
-            "從頭訓練沒有分詞器可以沿用 (nothing to keep)", f"{where}: tokenizer.method = keep", '改成 method = "train"'
+            "從頭訓練沒有分詞器可以沿用 (nothing to keep)",
+            f"{where}: tokenizer.method = {recipe.tokenizer.method}",
+            '改成 method = "train"',
         )
     if base.model and Path(base.model).is_dir():
         for name, hint in (("config.json", "不是模型資料夾"), ("tokenizer", "沒有分詞器")):
@@ -91,7 +93,7 @@ def _check_phases(recipe: Recipe, where: Path) -> None:
             where,
             "加上 [[corpus.sources]]，或 pretrain.enabled = false",
         )
-    if recipe.base.size and not recipe.corpus.sources:
+    if (recipe.base.size or recipe.tokenizer.method == "extend") and not recipe.corpus.sources:
         raise UserError("要訓練分詞器但沒有語料 (no [corpus] sources)", where, "加上 [[corpus.sources]]")
     for name, config in (("sft", recipe.sft), ("feedback", recipe.feedback)):
         if config.enabled and not config.datasets:

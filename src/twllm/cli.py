@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from twllm.corpus import commands_region
+from twllm.corpus import commands_dedup, commands_region
 from twllm.corpus.commands import check, convert
 from twllm.corpus_commands import app as corpus_app
 from twllm.doctor.commands import doctor
@@ -14,20 +14,22 @@ from twllm.errors import UserError
 from twllm.evaluate.commands import app as eval_app
 from twllm.evaluate.compare import compare
 from twllm.feedback.commands import app as feedback_app
+from twllm.model_commands import app as model_app
 from twllm.serve.commands import register as register_serving
 from twllm.synth.commands import app as synth_app
+from twllm.tokenizer_commands import app as tokenizer_app
 
 app = typer.Typer(
     name="twllm", no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
     help="說臺灣華語的語言模型：語料、訓練、評測、服務、回饋。Language models for Taiwan Mandarin, from raw text to chat.",
 )  # fmt: skip
 recipe_app = typer.Typer(no_args_is_help=True, help="配方 (recipes).")
-tokenizer_app = typer.Typer(no_args_is_help=True, help="分詞器 (tokenizers).")
 train_app = typer.Typer(no_args_is_help=True, help="單獨執行一個訓練階段 (one training phase, what `run` calls).")
 for name, sub in (
     ("recipe", recipe_app),
     ("corpus", corpus_app),
     ("tokenizer", tokenizer_app),
+    ("model", model_app),
     ("train", train_app),
 ):
     app.add_typer(sub, name=name)
@@ -35,6 +37,7 @@ app.add_typer(feedback_app, name="feedback")
 app.add_typer(eval_app, name="eval")
 app.add_typer(synth_app, name="synth")
 commands_region.register(corpus_app)
+commands_dedup.register(corpus_app)
 app.command()(check)
 app.command()(convert)
 app.command()(compare)
@@ -162,68 +165,6 @@ def recipe_show(recipe: RecipeFile, set_: Sets = None) -> None:
     for key, value, origin in describe(load_recipe(recipe, set_ or ())):
         table.add_row(key, escape(str(value)), origin, style="dim" if origin == "default" else None)
     Console().print(table)
-
-
-@tokenizer_app.command("train")
-def tokenizer_train(
-    corpus: Annotated[Path, typer.Argument(help="corpus build 的輸出資料夾")],
-    out: Annotated[Path, typer.Option("--out", help="輸出資料夾")],
-    vocab_size: Annotated[int, typer.Option(help="詞彙大小")] = 16_000,
-    template: Annotated[str, typer.Option(help="對話範本")] = "taiwan-llm-v2",
-    chats: Annotated[list[str] | None, typer.Option(help="一併學習的對話資料 (conversations)")] = None,
-) -> None:
-    """在語料上訓練位元組級 BPE (train a byte-level BPE)."""
-    from twllm.artifact import hash_path, write_folder, write_manifest
-    from twllm.errors import require_file
-    from twllm.recipe import validate
-    from twllm.tokens.config import DatasetConfig, TokenizerConfig
-    from twllm.tokens.train import train_tokenizer, training_texts
-
-    require_file(corpus)
-    config = validate(TokenizerConfig, {"vocab_size": vocab_size}, "--vocab-size")
-    with write_folder(out) as folder:
-        tokenizer = train_tokenizer(
-            training_texts(corpus, [DatasetConfig(path=path) for path in chats or []], template), config, template
-        )
-        tokenizer.save(folder)
-        facts = {"vocab_size": tokenizer.vocab_size, "template_fingerprint": tokenizer.template_fingerprint}
-        write_manifest(
-            folder,
-            "tokenizer",
-            config.model_dump() | {"template": template},
-            {"corpus": hash_path(corpus)},
-            metrics=facts,
-        )
-    print(f"{out}：{tokenizer.vocab_size:,} 個詞元 (pieces)")
-
-
-@tokenizer_app.command("report")
-def tokenizer_report(
-    text: Annotated[Path, typer.Argument(help="corpus 資料夾，或 .txt/.md/.jsonl 檔")],
-    tokenizers: Annotated[list[Path], typer.Argument(help="要比較的分詞器資料夾")],
-    out: Annotated[Path | None, typer.Option("--out", help="也寫成 JSON")] = None,
-) -> None:
-    """每個詞元幾個字，與其他分詞器並列 (characters per token, side by side)."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from twllm.artifact import write_json
-    from twllm.tokens.train import report, sample_texts
-
-    rows = report(sample_texts(text), tokenizers)
-    table = Table(
-        "分詞器 tokenizer", "詞彙 vocabulary", "字／詞元 chars per token", "詞元／千字 tokens per 1,000 chars"
-    )
-    for row in sorted(rows, key=lambda row: -row["chars_per_token"]):
-        table.add_row(
-            row["tokenizer"],
-            f"{row['vocab_size']:,}",
-            f"{row['chars_per_token']:.3f}",
-            f"{row['tokens_per_1000_chars']:.0f}",
-        )
-    Console().print(table)
-    if out:
-        write_json(out, rows)
 
 
 Model = Annotated[str, typer.Option("--model", help="起點：模型資料夾或 hub 名稱 (starting checkpoint)")]

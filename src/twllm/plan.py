@@ -86,7 +86,7 @@ def dry_run(loaded: Loaded, out: Path | None, machine: MachineConfig, peak_tflop
         (name, (stale_reason(s, stages, out) if out else "尚未執行 (not run yet)") or "") for name, s in stages.items()
     ]
     size, vocab = model_shape(recipe)
-    parameters = count_parameters(size, vocab)
+    parameters = count_parameters(size, vocab) + _more_experts(recipe, size)
     plans = []
     for name, phase in phases(recipe):
         fresh = out is not None and stale_reason(stages[f"tokens-{name}"], stages, out) is None
@@ -106,10 +106,17 @@ def dry_run(loaded: Loaded, out: Path | None, machine: MachineConfig, peak_tflop
     return DryRun(rows, plans, parameters, memory, peak_tflops, flops / (peak_tflops * 1e12 * PEAK_SHARE))
 
 
+def _more_experts(recipe: Recipe, size: Size) -> int:
+    """Parameters of the experts beyond the dense model's feed-forward layers, and of the routers (FLOPs stay the dense model's)."""
+    moe = recipe.base.moe
+    return size.L * size.D * (3 * size.F * (moe.experts // moe.granularity - 1) + moe.experts) if moe else 0
+
+
 def model_shape(recipe: Recipe) -> tuple[Size, int]:
     """(shape, vocabulary) of the recipe's model, from its size or from the checkpoint's config.json."""
     if recipe.base.size:
         return SIZES[recipe.base.size], recipe.tokenizer.vocab_size
+    added = recipe.tokenizer.add if recipe.tokenizer.method == "extend" else 0
     from twllm.model.hub import fetch
 
     folder = fetch(str(recipe.base.model), recipe.base.revision, ["config.json"])
@@ -123,4 +130,4 @@ def model_shape(recipe: Recipe) -> tuple[Size, int]:
     except KeyError as error:
         what = f"看不懂這個模型的形狀 (not a Llama-shaped config): {error} missing"
         raise UserError(what, folder / "config.json", "--dry-run 目前支援 Llama、Mistral、Qwen 型的模型") from error
-    return size, config["vocab_size"]
+    return size, config["vocab_size"] + added

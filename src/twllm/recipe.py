@@ -19,6 +19,7 @@ from twllm.config import Config
 from twllm.corpus.config import CorpusConfig
 from twllm.errors import UserError, did_you_mean, require_file
 from twllm.evaluate.config import EvaluateConfig
+from twllm.model.moe_config import MoeConfig
 from twllm.tokens.config import TemplateConfig, TokenizerConfig
 from twllm.train.config import FeedbackConfig, MachineConfig, PretrainConfig, SftConfig
 
@@ -40,6 +41,7 @@ class BaseConfig(Config):
     size: str | None = Field(None, description="build from scratch: tiny, mini, 1b, 3b, 7b, 13b")
     model: str | None = Field(None, description="a Hugging Face folder, or a name on the hub (owner/name)")
     revision: str | None = Field(None, description="hub revision (commit or tag)")
+    moe: MoeConfig | None = Field(None, description="make a mixture of experts of the dense model (docs/models.md)")
 
 
 class ReleaseConfig(Config):

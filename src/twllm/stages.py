@@ -127,11 +127,42 @@ def _tokenizer_stage(recipe: Recipe) -> Stage:
         tokenizer.save(c.out)
         return {"vocab_size": tokenizer.vocab_size, "template_fingerprint": tokenizer.template_fingerprint}
 
+    if recipe.tokenizer.method == "extend":
+        return _extend_stage(recipe, config, datasets, chats)
     if recipe.tokenizer.method == "keep":
         return Stage(
-            "tokenizer", (), {**config, "base": recipe.base.model_dump(mode="json")}, keep, _tokenizer_hashes(recipe)
+            "tokenizer",
+            (),
+            {**config, "base": recipe.base.model_dump(mode="json", exclude={"moe"})},
+            keep,
+            _tokenizer_hashes(recipe),
         )
     return Stage("tokenizer", ("corpus",), config | {"datasets": chats}, run, _file_hashes([d.path for d in datasets]))
+
+
+def _extend_stage(recipe: Recipe, config: Facts, datasets: list[DatasetConfig], chats: list[Facts]) -> Stage:
+    def run(c: Context) -> Facts:
+        from twllm.model.hub import fetch
+        from twllm.tokens.extend import check, extend_tokenizer
+        from twllm.tokens.tokenizer import ChatTokenizer
+        from twllm.tokens.train import sample_texts, training_texts
+
+        settings, folder = recipe.tokenizer, fetch(str(recipe.base.model), recipe.base.revision)
+        base = ChatTokenizer.load(folder).with_template(recipe.template.name)
+        texts = training_texts(c.inputs["corpus"], datasets, recipe.template.name, settings.max_chars)
+        extended = extend_tokenizer(
+            base, texts, settings.add, folder=folder, max_chars=settings.max_piece_chars, min_frequency=settings.min_frequency
+        )  # fmt: skip
+        extended.save(c.out)
+        facts = check(base, extended, sample_texts(c.inputs["corpus"], 1_000_000))
+        return facts | {
+            "vocab_size": extended.tokenizer.vocab_size,
+            "template_fingerprint": extended.tokenizer.template_fingerprint,
+        }
+
+    files = _file_hashes([d.path for d in datasets]) | _tokenizer_hashes(recipe)
+    base = {"base": recipe.base.model_dump(mode="json", exclude={"moe"})}
+    return Stage("tokenizer", ("corpus",), config | base | {"datasets": chats}, run, files)
 
 
 def _token_stages(recipe: Recipe) -> list[Stage]:
@@ -209,19 +240,35 @@ def _training_stage(recipe: Recipe, stage: str, phase_name: str, start: str) -> 
     config.pop("datasets", None)
     context = max(p.context for _, p in _phases(recipe) if p.enabled)
     files: dict[str, str] = {}
+    order = [name for name, _ in _phases(recipe)]
+    moe = recipe.base.moe
+    if moe and order.index(phase_name) < order.index(moe.before):
+        moe = None  # still dense
+    if moe:
+        config["moe"] = moe.model_dump(mode="json")
+    extends = not start and recipe.tokenizer.method == "extend"
     if not start:
-        config |= {"base": recipe.base.model_dump(mode="json"), "max_context": context}
+        config |= {"base": recipe.base.model_dump(mode="json", exclude={"moe"}), "max_context": context}
         if recipe.base.model and Path(recipe.base.model).is_dir():
             files = {recipe.base.model: hash_path(recipe.base.model)}
 
     def run(c: Context) -> Facts:
         from twllm.tokens.tokenizer import ChatTokenizer
+        from twllm.tokens.train import sample_texts
         from twllm.train.phase import start_model, train_phase
 
         tokenizer = ChatTokenizer.load(c.inputs["tokenizer"])
         base = recipe.base
         origin = str(c.inputs[start]) if start else base.model
-        model = start_model(base.size, origin, base.revision if not start else None, tokenizer, context, phase.seed)
+        texts = sample_texts(c.inputs["corpus"], 2_000_000) if extends else ()
+        model = start_model(
+            base.size, origin, base.revision if not start else None, tokenizer, context, phase.seed,
+            recipe.tokenizer.init, recipe.tokenizer.multiple if extends else 1, texts,
+        )  # fmt: skip
+        if moe and model.config.model_type != "mixtral":
+            from twllm.model.upcycle import upcycle
+
+            model = upcycle(model, moe, phase.seed)
         tokens, shown, mix = c.inputs[f"tokens-{phase_name}"], weights, None
         if mixed:
             from twllm.corpus.mix import plan_mix
@@ -232,7 +279,7 @@ def _training_stage(recipe: Recipe, stage: str, phase_name: str, start: str) -> 
         facts = train_phase(stage, phase, shown, model, tokenizer, tokens, c.out, c.work, c.machine)
         return facts | {"mix": mix.to_row()} if mix else facts
 
-    needs = ("tokenizer", f"tokens-{phase_name}", *((start,) if start else ()))
+    needs = ("tokenizer", f"tokens-{phase_name}", *((start,) if start else ()), *(("corpus",) if extends else ()))
     return Stage(stage, needs, config, run, files)
 
 

@@ -50,7 +50,7 @@ LOOSE: dict[str, dict[str, float]] = {
     "symbols": {"max_symbol_share": 1.0, "min_han_share": 0.1},
     "few_han": {"min_han_share": 0.0},
     "repeated_lines": {"max_repeated_share": 1.0},
-    "no_sentence_end": {"need_sentence_end": False},
+    "no_sentence_end": {"need_sentence_end": False, "region": {"page_rules": False}},
 }
 
 
@@ -76,3 +76,65 @@ def test_kinds_of_characters() -> None:
 def test_repeated_share_is_weighted_by_characters() -> None:
     assert repeated_share("甲乙丙丁\n甲乙丙丁\n戊己") == pytest.approx(0.4)
     assert repeated_share("甲\n\n\n\n乙") == 0
+
+
+SENTENCE = "昨天下午颱風登陸後，各地陸續傳出災情，消防局派出兩百名人力支援。"
+PAGE_RULES = {
+    "adult": ("一夜情、約砲、援交妹，免費視訊聊天，無碼影片看到飽！" * 2, "衛福部委託團體輔導援交少女，三年來協助兩百人回到學校，也在國中辦理性教育課程。"),
+    "gambling": (
+        "娛樂城推薦：百家樂、老虎機、捕魚機、今彩539，首儲送體驗金，出金快速！",
+        "警方昨天在市區查獲一處賭場，現場有百家樂賭桌三張，帶回負責人及賭客十五人偵辦，全案依賭博罪嫌移送。",
+    ),
+    "loan": (
+        "汽車借款、機車借款免留車，支票貼現、當日撥款，信用瑕疵可，急用錢請加賴詢問！",
+        "金管會提醒民眾，看到標榜免保人、當日撥款的廣告要小心，可以先撥打一六五專線查證，以免個人資料外流。",
+    ),
+    "navigation": (
+        "首頁\n會員登入\n購物車\n聯絡我們\n隱私權政策\n網站地圖\n常見問題\n訂閱電子報\n查看更多\n最新消息！",
+        "請先在首頁登入會員，再到購物車結帳。如果找不到商品，可以看常見問題，或是用聯絡我們的表單留言，客服會盡快回覆。",
+    ),
+    "cookies": (
+        "本網站使用Cookie，同意我們使用Cookie政策後請繼續。接受所有Cookie，管理偏好設定。",
+        "依個資法規定，網站以 cookie 記錄瀏覽習慣時，要讓使用者知道目的與保存期限，並能隨時拒絕，主管機關得派員檢查。",
+    ),
+    "translated": (
+        "它是一個偉大的產品，它可以被使用，它是一種最受歡迎的之一，被認為是好的，請點擊此處查看我們的更多。",
+        "這款產品被認為是今年最實用的工具，它可以折疊，也可以放進背包，出門旅行的時候特別方便。",
+    ),
+    "link_farm": (
+        "友站：" + "".join(f"\n網站{n} https://site{n}.example.com/index.html" for n in range(30)) + "。",
+        SENTENCE * 4 + "詳情請見 https://www.example.com/news 和 https://www.example.org/ 兩個網站。",
+    ),
+    "short_lines": ("".join(f"第{n}項\n" for n in range(40)) + "完。", "".join(f"{n}. {SENTENCE[n % 5:]}\n" for n in range(14))),
+    "ellipsis_lines": (
+        "".join(f"第{n}則新聞：市政府宣布明年度的捷運計畫…\n" for n in range(14)) + "更多新聞",
+        "".join(f"第{n}則：市政府宣布明年的計畫，{n}區先做，其他區會在後年跟上。\n" for n in range(14)) + "他想了想……",
+    ),
+    "bullet_lines": (
+        "".join(f"- {n} 號產品，尺寸 {n * 3} 公分，顏色有紅藍綠三種可選\n" for n in range(25)),
+        SENTENCE + "\n" + "".join(f"- {n} 號避難所：可容納{n}百人，備有飲水。\n" for n in range(25)),
+    ),
+    "no_sentences": (
+        "\n".join(f"台北市信義區第{n}號倉庫 鋼筋 水泥 木材 玻璃 磁磚 油漆 電線 水管 工具 {n * 37} 箱" for n in range(30)) + "\n好。\n完",
+        "\n".join(f"台北市信義區第{n}號倉庫有鋼筋、水泥、木材與玻璃，共 {n * 37} 箱。" for n in range(30)),
+    ),
+    "few_characters": ("哈哈哈哈，呵呵呵呵。" * 60, "".join(f"{SENTENCE}第{n}點。" for n in range(2)) + SENTENCE[::-1] + GOOD * 3),
+    "repeated_grams": (
+        "".join(f"{n}買一送一，全館免運費，滿千折百，加入會員再送購物金，數量有限。\n" for n in range(40)),
+        "".join(f"第{n}條　{GOOD[n % 7 : 20 + n % 11]}，{SENTENCE[n % 9 :]}\n" for n in range(9)),
+    ),
+    "repeated_sentence": (
+        "".join(f"{GOOD[n : n + 28]}、{n}號。請大家告訴大家一定要轉發這則訊息。{SENTENCE[n:]}" for n in range(9)),
+        "".join(f"問：{GOOD[n : n + 20]}{n}？答：{SENTENCE[n:]}" for n in range(9)),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("reason", PAGE_RULES)
+def test_page_rules(reason: str) -> None:
+    from twllm.corpus.steps.quality import page_fault
+
+    broken, fine = PAGE_RULES[reason]
+    fault = page_fault(broken)
+    assert fault is not None and fault.reason == reason, fault
+    assert page_fault(fine) is None

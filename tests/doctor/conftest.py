@@ -241,7 +241,7 @@ class _Body:
 def running(app: Any) -> Iterator[str]:
     """The app on a free port."""
     with bind("127.0.0.1", 0) as socket:
-        server = uvicorn.Server(uvicorn.Config(_Body(app), log_level="error", ws="none", lifespan="off"))
+        server = uvicorn.Server(uvicorn.Config(_Body(app), log_config=None, ws="none", lifespan="off"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]}, daemon=True)
         thread.start()
         while not server.started:

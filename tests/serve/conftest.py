@@ -137,7 +137,7 @@ def running(engine: Engine, database: Path) -> Iterator[str]:
 
     server_socket = bind("127.0.0.1", 0)
     app = create_app(Service.single(engine, RatingStore(database), "玉山-tiny"))
-    config = uvicorn.Config(app, log_level="error", ws="none", timeout_graceful_shutdown=1)
+    config = uvicorn.Config(app, log_config=None, ws="none", timeout_graceful_shutdown=1)  # dictConfig would close absl's handler, and with it stderr
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [server_socket]}, daemon=True)
     thread.start()

@@ -12,11 +12,13 @@ from typing import Any
 
 from twllm.corpus import quality
 from twllm.corpus.codes import Code
-from twllm.corpus.region import CN, HK, KEEP_FROM, TW, Look, look
+from twllm.corpus.region import KEEP_FROM, Look, look
+from twllm.corpus.region_words import CN, HK, TW
 
 MIN_CHARS = 2  # Han; a chat turn is short
 KEEP_LANGUAGES = ("zh", "lzh")
 MIN_KEPT_SHARE = 0.5
+AT_HOME = ("nan", "hak", "und")  # a page of Taiwan may hold such a paragraph, and English or code anyway
 PARAGRAPH_HAN = 12  # a paragraph shorter than that goes the way of its page
 SUSPECT = 3.0  # foreign weight from which a Taiwan page is looked at paragraph by paragraph
 MAX_GARBLED = 0.01
@@ -70,8 +72,8 @@ def _is_suspect(seen: Look, text: str) -> bool:
     counts, foreign = seen.counts, max(seen.weights[CN], seen.weights[HK])
     if seen.language.lang not in KEEP_LANGUAGES:
         return counts.traditional > 20
-    if counts.simplified >= max(3, 0.005 * counts.han) and counts.traditional >= 0.02 * counts.han:
-        return True
+    if counts.simplified >= max(3, 0.005 * counts.han):
+        return counts.traditional > 0.4 * counts.simplified  # else less than half would be left
     if counts[Code.KANA] + counts[Code.HANGUL] > 20 or counts[Code.YUE] > 3:
         return True
     return foreign >= SUSPECT and seen.weights[TW] >= 1 and foreign > 0.25 * seen.weights[TW]
@@ -82,6 +84,9 @@ def _cut(text: str, url: str, min_score: float) -> Label | None:
     parts = text.split("\n", MAX_PARAGRAPHS)
     kept, away, han = list[str](), 0, [0, 0]
     for part in parts:
+        if part.isascii():  # English, code, a blank line: Taiwan writes that, too
+            kept.append(part)
+            continue
         seen = look(part)
         foreign = seen.counts.letters >= PARAGRAPH_HAN and _is_foreign(seen, min_score)
         han[foreign] += seen.counts.han if seen.counts.han else seen.counts.letters // 3
@@ -101,7 +106,7 @@ def _cut(text: str, url: str, min_score: float) -> Label | None:
 def _is_foreign(seen: Look, min_score: float) -> bool:
     """Whether a paragraph of a mixed page goes: its language or script is another one, or its words plainly say so."""
     fault = _fault_of_language(seen, min_score)
-    if fault is None or seen.language.script == "Latn" and seen.language.lang == "und":
+    if fault is None or seen.language.script == "Latn" or seen.language.lang in AT_HOME:
         return False
     return not fault.startswith("region_") or max(seen.weights[CN], seen.weights[HK]) >= 2 * SUSPECT
 

@@ -72,7 +72,7 @@ def classify_file(
             notes.write(json.dumps(told, ensure_ascii=False) + "\n")
             notes.flush()
             counts.add(told)
-    os.replace(part, out)
+    part.replace(out)
     journal.unlink()
     return counts
 
@@ -150,7 +150,9 @@ def _label_block(
     told: dict[str, Any] = {"documents": 0, "kept": 0, "reasons": {}, "broken": []}
     written = list[bytes]()
     for number, line in enumerate(lines, first):
-        _, row = next(parse_lines([line if isinstance(line, LongLine) else line.removeprefix(b"\xef\xbb\xbf")]), (0, None))
+        _, row = next(
+            parse_lines([line if isinstance(line, LongLine) else line.removeprefix(b"\xef\xbb\xbf")]), (0, None)
+        )
         if row is None:
             continue
         if isinstance(row, BrokenRow) or not isinstance(row.get(text_key), str):

@@ -58,7 +58,9 @@ class Code(IntEnum):
 EITHER_FORMS = "裏着牀"
 IN_NAMES = "峯栢堃喆"  # forms that names of Taiwan have
 HONGKONG_FORMS = "衞説綫汚裇癐敎滙鉢"
-JAPANESE_FORMS = "込働峠畑辻枠栃榊匂渋斉歳帰関対応変図売読続経済発実様気楽戦産発単悪圧囲営験権検拠挙仮価県広拡徳毎黒歩緑姫脳巻"
+JAPANESE_FORMS = (
+    "込働峠畑辻枠栃榊匂渋斉歳帰関対応変図売読続経済発実様気楽戦産発単悪圧囲営験権検拠挙仮価県広拡徳毎黒歩緑姫脳巻"
+)
 SIZE = 0x110000
 
 

@@ -45,7 +45,9 @@ def sites(
 
     page = html or out.with_suffix(".html")
     table = review(files, out, page, samples, min_documents, text_key)
-    print(f"{len(table):,} 個網站 → {out}（樣本 samples: {page}）；改好 mark = \"keep\" 或 \"drop\" 後在 [corpus] 設 sites = \"{out}\"")
+    print(
+        f'{len(table):,} 個網站 → {out}（樣本 samples: {page}）；改好 mark = "keep" 或 "drop" 後在 [corpus] 設 sites = "{out}"'
+    )
 
 
 @quality.command("train")

@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from twllm.config import Config
+from twllm.corpus.dedup_config import DedupConfig
 from twllm.corpus.region_config import RegionConfig
 from twllm.errors import did_you_mean
 
@@ -143,6 +144,7 @@ class CorpusConfig(Config):
     region: RegionConfig = Field(
         default_factory=RegionConfig, description="steps language, region, quality_model, sites"
     )
+    dedup: DedupConfig = Field(default_factory=DedupConfig, description="steps near_dedup, dedup_paragraphs, boilerplate")
     mix: MixConfig = Field(default_factory=MixConfig, description="shares of the training tokens")
     write: Literal["one", "shards"] = Field(
         "one", description="documents in one file, or in one file a part of the input"

@@ -9,15 +9,19 @@ Not covered: languages of one script beyond the ones named (Ukrainian is ru, Per
 
 import re
 from collections.abc import Mapping
+from functools import cache
 from typing import NamedTuple
 
 from twllm.corpus.check import romanised_taigi
-from twllm.corpus.codes import Code, Counts
+from twllm.corpus.codes import Code, Counts, code_table
+from twllm.corpus.steps.characters import code_points
+from twllm.corpus.wording import words_file
 
 MIN_HAN_SHARE = 0.15  # of the letters; chosen, not tuned
 CODE_HAN_SHARE = 0.08  # of a text with 200 Han: pages of program code with their explanation
 KANA_SHARE = 0.08  # kana among Han and kana, from which a text is Japanese
-MARKS = {"yue": (0.02, Code.YUE), "nan": (0.035, Code.NAN), "hak": (0.02, Code.HAK)}  # share of the Han in marks
+MARKS = {"yue": (0.02, Code.YUE), "hak": (0.02, Code.HAK), "nan": (0.035, Code.NAN)}  # share of the Han in marks
+NAMES = ("阮(?:小姐|先生|太太|氏|經天|玲玉|籍|囊)",)
 NAN_CHARACTERS, SHORT = 0.012, 30  # Taigi must have so many of its own characters, or the text is short
 CLASSICAL_STRONG, CLASSICAL_ALL, MODERN_MOST = 0.015, 0.07, 0.004
 LATIN_WORDS = {
@@ -65,18 +69,37 @@ def language_of(text: str, counts: Counts, marks: Mapping[str, float]) -> Langua
     script = script_of(counts)
     if counts[Code.JAPANESE] >= 2 and counts[Code.JAPANESE] > 0.02 * han:
         return Language("ja", "Jpan", f"Japanese forms {counts[Code.JAPANESE]}")
-    for lang, (share, code) in MARKS.items():
-        found, words = counts[code], marks.get(lang, 0.0)
-        own = found >= (1 if han < SHORT else 2) or (lang == "yue" and words >= 2)
+    for lang, (share, mark) in MARKS.items():
+        own, words = counts[mark], marks.get(lang, 0.0)
+        if lang == "nan" and own + words >= share * han:
+            own = taigi_characters(text)
+        enough = own >= (1 if han < SHORT else 2) or (lang == "yue" and words >= 2)
         if lang == "nan" and han >= SHORT:
-            own = found >= NAN_CHARACTERS * han and words >= 2
-        if own and found + words >= max(1.0 if lang == "yue" or found else 2.0, share * han):
-            return Language(lang, script, f"{lang}: {found} characters, {words:.0f} words")
+            enough = own >= NAN_CHARACTERS * han and words >= 2
+        if enough and own + words >= max(1.0 if lang == "yue" or own else 2.0, share * han):
+            return Language(lang, script, f"{lang}: {own} characters, {words:.0f} words")
     strong, modern = counts[Code.CLASSICAL], counts[Code.DE] + counts[Code.MODERN] + counts[Code.MODERN_TRADITIONAL]
-    if strong >= 2 and strong + counts[Code.LITERARY] > CLASSICAL_ALL * han and strong > CLASSICAL_STRONG * han:
-        if modern <= MODERN_MOST * han:
-            return Language("lzh", script, f"classical particles {strong}")
+    dense = strong > CLASSICAL_STRONG * han and strong + counts[Code.LITERARY] > CLASSICAL_ALL * han
+    if strong >= 2 and dense and modern <= MODERN_MOST * han:
+        return Language("lzh", script, f"classical particles {strong}")
     return Language("zh", script, "")
+
+
+def taigi_characters(text: str) -> int:
+    """Taigi's characters that stand in no word of Mandarin (毋庸, 拉攏).
+
+    >>> taigi_characters("兩黨拉攏選民，毋庸再議"), taigi_characters("阮毋知")
+    (0, 2)
+    """
+    import numpy as np
+
+    codes = code_table().take(code_points(_spared().sub("", text)))
+    return int(np.count_nonzero(codes == Code.NAN))
+
+
+@cache
+def _spared() -> re.Pattern[str]:
+    return re.compile("|".join([*words_file("languages")["taigi"]["spared"], *NAMES]))
 
 
 def _not_chinese(text: str, counts: Counts) -> Language:

@@ -31,7 +31,7 @@ MAX_ELLIPSIS_SHARE = 0.3
 MAX_BULLET_SHARE = 0.95
 GRAM, MAX_REPEATED_GRAMS, GRAM_FROM = 10, 0.75, 300
 MAX_SAME_SENTENCE, SENTENCE_FROM = 0.2, 8
-MIN_DIFFERENT, DIFFERENT_FROM = 0.06, 200  # different characters, of the first 1,000
+MIN_DIFFERENT, DIFFERENT_FROM = 0.03, 200  # different characters, of the first 1,000
 MIN_SENTENCE_SHARE, SENTENCES_FROM = 0.05, 400
 ENDS = tuple("。！？!?…」』）)”；;：:.")
 BULLETS = tuple("-*•·●○■□◆◇▪‧>|#")
@@ -85,14 +85,14 @@ def _lines(text: str, counts: Counts, found: Mapping[str, Mapping[str, int]]) ->
         cut = sum(line.endswith(("…", "...")) for line in lines)
         if cut > MAX_ELLIPSIS_SHARE * total:
             return Fault("ellipsis_lines", f"{cut} of {total} lines")
+    bullets = sum(line.lstrip().startswith(BULLETS) for line in lines)
+    if bullets > MAX_BULLET_SHARE * total and counts[Code.STOP] * 4 < total:
+        return Fault("bullet_lines", f"{bullets} of {total} lines")
     if counts.han >= SENTENCES_FROM and counts[Code.STOP] * 200 < counts.han:
         good = sum(len(line) for line in lines if line.rstrip().endswith(ENDS))
         size = sum(map(len, lines))
         if good < MIN_SENTENCE_SHARE * size:
             return Fault("no_sentences", f"{good} of {size} characters")
-    bullets = sum(line.lstrip().startswith(BULLETS) for line in lines)
-    if bullets > MAX_BULLET_SHARE * total and counts[Code.STOP] * 4 < total:
-        return Fault("bullet_lines", f"{bullets} of {total} lines")
     return None
 
 

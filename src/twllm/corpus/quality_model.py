@@ -109,7 +109,9 @@ def read_texts(files: Sequence[Path]) -> Iterator[str]:
             yield from (part for part in file.read_text(encoding="utf-8").split("\n\n") if part.strip())
 
 
-def train_model(good: Iterator[str], bad: Iterator[str], out: Path, held_out: float = 0.2, seed: int = 1) -> dict[str, Any]:
+def train_model(
+    good: Iterator[str], bad: Iterator[str], out: Path, held_out: float = 0.2, seed: int = 1
+) -> dict[str, Any]:
     """Train, measure on the examples held out, write the model; the measurements.
 
     Raises:

@@ -58,7 +58,9 @@ def look(text: str, url: str = "") -> Look:
     data = fold_bytes(text, counts) if counts.han else b""
     matches = finder().find(data) if data else []
     found = _by_kind(matches)
-    marks = {kind: float(sum(found[kind].values())) for kind in ("yue", "nan", "hak") if kind in found}
+    marks: dict[str, float] = {
+        kind: float(sum(found[kind].values())) for kind in ("yue", "nan", "hak") if kind in found
+    }
     language = language_of(text, counts, marks)
     if language.lang not in ("zh", "lzh"):
         region = FOREIGN_LANGUAGES.get(language.lang, "")
@@ -147,7 +149,11 @@ def judge(counts: Counts, weights: Mapping[str, float], script: str) -> tuple[st
     """Region and score of Chinese text."""
     if script == "Hans":
         return CN, 0.0
-    taiwan = weights[TW] / (1 + weights.get(CONVERTED_KIND, 0.0) / CONVERTED) + PRIOR + PRIOR_PER_ROOT * math.sqrt(counts.han / 1000)
+    taiwan = (
+        weights[TW] / (1 + weights.get(CONVERTED_KIND, 0.0) / CONVERTED)
+        + PRIOR
+        + PRIOR_PER_ROOT * math.sqrt(counts.han / 1000)
+    )
     foreign = max(weights[CN], weights[HK])
     share = taiwan / (taiwan + foreign)
     score = share * (1 - UNSURE * math.exp(-(weights[TW] + foreign) / 3))

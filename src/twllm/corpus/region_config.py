@@ -8,9 +8,14 @@ from twllm.config import Config
 
 
 class RegionConfig(Config):
-    """[corpus.region]"""
+    """[corpus.region]: settings of corpus steps that judge language, region, web sites."""
 
-    languages: tuple[str, ...] = Field(("zh", "lzh"), description="language: kept, ISO 639: zh, lzh, yue, nan, hak, en …")
+    languages: tuple[str, ...] = Field(
+        ("zh", "lzh"), description="language: kept, ISO 639: zh, lzh, yue, nan, hak, en …"
+    )
+    page_rules: bool = Field(
+        True, description="quality: the rules of corpus/quality.py: advertising, menus, repetition"
+    )
     min_score: float = Field(0.5, ge=0, le=1, description="region: how much a text must read as Taiwan's")
     cut: bool = Field(True, description="region: cut foreign paragraphs out of mixed pages; false: drop such pages")
     sites: str = Field("", description="sites: the file of `twllm corpus sites` with a person's marks")

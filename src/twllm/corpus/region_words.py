@@ -68,6 +68,9 @@ def words() -> tuple[Word, ...]:
     for kind, lists in _load("quality").items():
         for text in " ".join(lists.values()).split():
             add(text, kind, 1.0)
+    for text in [text for text, kind in found if kind == CN and (text, HK) in found]:
+        shared = max(found[text, CN], min(found[text, HK], LISTED))  # neither says which of the two it is
+        found[text, CN] = found[text, HK] = max(shared, LISTED) if found[text, CN] != WEAK else LISTED
     for text in words_file("regions")["not_words"]["phrases"]:
         found = {key: weight for key, weight in found.items() if key[0] != fold(text)}
         add(text, "", 0)

@@ -7,8 +7,8 @@ host and its samples. The paper reviewed the sites of its crawl in the same way.
 """
 
 import hashlib
-import html
 import heapq
+import html
 import json
 import tomllib
 from collections import Counter
@@ -66,7 +66,9 @@ def read_marks(path: Path) -> dict[str, str]:
     for host, site in table.get("sites", {}).items():
         mark = site.get("mark", "") if isinstance(site, dict) else site
         if mark not in MARKS:
-            raise UserError(f"mark 只能是 keep 或 drop，不是「{mark}」(unknown mark)", f"{path}: {host}", 'mark = "keep"')
+            raise UserError(
+                f"mark 只能是 keep 或 drop，不是「{mark}」(unknown mark)", f"{path}: {host}", 'mark = "keep"'
+            )
         if mark:
             marks[host] = mark
     return marks
@@ -135,7 +137,9 @@ def _rows(files: list[Path]) -> Iterator[dict[str, Any]]:
 
     for given in files:
         folder = require_file(given).is_dir()
-        inner = sorted(path for path in given.rglob("*") if path.is_file() and {".jsonl", ".parquet"} & set(path.suffixes))
+        inner = sorted(
+            path for path in given.rglob("*") if path.is_file() and {".jsonl", ".parquet"} & set(path.suffixes)
+        )
         if folder and not inner:
             raise UserError("資料夾裡沒有 .jsonl 或 .parquet (no documents)", given, "指出 corpus build 的輸出資料夾")
         for file in inner if folder else [given]:

@@ -68,7 +68,7 @@ def serve_folder(folder: Path) -> Iterator[str]:
     with bind("127.0.0.1", 0) as socket, tempfile.TemporaryDirectory() as temporary:
         store = RatingStore(Path(temporary) / "ratings.db")
         app = create_app(Service.single(TorchEngine(folder), store, folder.resolve().name))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="error", ws="none"))
+        server = uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]}, daemon=True)
         thread.start()
         try:

@@ -25,7 +25,15 @@ Messages = list[dict[str, str]]
 Talk = Callable[[Messages], Iterator[str]]  # messages → pieces of the answer
 
 
-def chat(model: str, *, system: str | None = None, temperature: float = 0.7, max_tokens: int = 512) -> None:
+def chat(
+    model: str,
+    *,
+    system: str | None = None,
+    temperature: float = 0.7,
+    max_tokens: int = 512,
+    engine: str = "auto",
+    allow_template_mismatch: bool = False,
+) -> None:
     """Talk with `model` (a folder, or an http(s) URL of a server) until /exit or the end of stdin.
 
     Raises:
@@ -34,25 +42,27 @@ def chat(model: str, *, system: str | None = None, temperature: float = 0.7, max
     if model.startswith(("http://", "https://")):
         loop(remote(model, temperature, max_tokens), system)
         return
-    from twllm.serve.engine import Sampling, TorchEngine
+    from twllm.serve.generation import Sampling
 
-    with closing(_load(TorchEngine, Path(model))) as engine:
+    with closing(_load(engine, Path(model), allow_template_mismatch)) as loaded:
         sampling = Sampling(
-            temperature=temperature, max_tokens=max_tokens, repetition_penalty=engine.defaults.repetition_penalty
+            temperature=temperature, max_tokens=max_tokens, repetition_penalty=loaded.defaults.repetition_penalty
         )
 
         def talk(messages: Messages) -> Iterator[str]:
-            ids = engine.tokenizer.encode_chat(messages, add_generation_prompt=True).ids
-            return (event.text for event in engine.generate(ids, sampling))
+            ids = loaded.tokenizer.encode_chat(messages, add_generation_prompt=True).ids
+            return (event.text for event in loaded.generate(ids, sampling))
 
         loop(talk, system)
 
 
-def _load(engine: Any, folder: Path) -> Any:
+def _load(kind: str, folder: Path, allow_template_mismatch: bool) -> Any:
     from rich.console import Console
 
+    from twllm.serve.engines import open_engine
+
     with Console(stderr=True).status(f"載入模型 (loading) {folder}"):
-        return engine(folder)
+        return open_engine(kind, folder, allow_template_mismatch=allow_template_mismatch)
 
 
 def remote(url: str, temperature: float, max_tokens: int) -> Talk:

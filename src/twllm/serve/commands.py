@@ -90,11 +90,18 @@ def chat(
     system: Annotated[str | None, typer.Option(help="系統訊息 (system message)")] = None,
     temperature: Annotated[float, typer.Option(help="0 表示每次都一樣")] = 0.0,
     max_tokens: Annotated[int, typer.Option(help="回答最多幾個詞元")] = 512,
+    engine: Annotated[str, typer.Option(help="auto、torch、openvino、llamacpp、vllm")] = "auto",
+    allow_template_mismatch: Annotated[
+        bool, typer.Option("--allow-template-mismatch", help="對話範本與訓練時不同也照樣聊")
+    ] = False,
 ) -> None:
     """在終端機聊天 (chat in the terminal)."""
     from twllm.serve.chat import chat as start
 
-    start(model, system=system, temperature=temperature, max_tokens=max_tokens)
+    start(
+        model, system=system, temperature=temperature, max_tokens=max_tokens,
+        engine=engine, allow_template_mismatch=allow_template_mismatch,
+    )  # fmt: skip
 
 
 @keys_app.command("add")

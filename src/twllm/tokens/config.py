@@ -8,17 +8,24 @@ from twllm.config import Config
 
 
 class TokenizerConfig(Config):
-    """[tokenizer]: learn one on the corpus, or keep the base model's."""
+    """[tokenizer]: learn one on the corpus, or keep the base model's, or extend that."""
 
-    method: Literal["train", "keep"] = Field("train", description="train on the corpus, or keep the base checkpoint's")
+    method: Literal["train", "keep", "extend"] = Field(
+        "train", description="train on the corpus, keep the base checkpoint's, or add pieces to it (docs/models.md)"
+    )
     vocab_size: int = Field(16_000, ge=300, description="pieces, control tokens included (train)")
-    min_frequency: int = Field(2, ge=1, description="a merge must occur this often (train)")
+    add: int = Field(8000, ge=1, description="new pieces (extend)")
+    init: Literal["average", "mean", "focus", "fitted"] = Field(
+        "mean", description="how their rows begin in the model: docs/models.md (extend)"
+    )
+    multiple: int = Field(64, ge=1, description="the model's vocabulary is filled up to a multiple of it (extend)")
+    min_frequency: int = Field(2, ge=1, description="a merge must occur this often (train, extend)")
     max_chars: int = Field(
         20_000_000,
         ge=1,
-        description="characters to learn from: documents are sampled evenly from a larger corpus (train)",
+        description="characters to learn from: documents are sampled evenly from a larger corpus (train, extend)",
     )
-    max_piece_chars: int = Field(4, ge=1, description="longest piece, in Han characters (train)")
+    max_piece_chars: int = Field(4, ge=1, description="longest piece, in Han characters (train, extend)")
 
 
 class TemplateConfig(Config):

@@ -17,18 +17,24 @@ from twllm.train.data import Batch
 # N labelled tokens, D model width, V vocabulary
 
 
-def hidden_states(model: PreTrainedModel, batch: Batch, attention: str) -> Tensor:
-    """Final hidden states, (B, T, D)."""
+def hidden_states(model: PreTrainedModel, batch: Batch, attention: str, routers: list[Tensor] | None = None) -> Tensor:
+    """Final hidden states, (B, T, D). `routers`, where given, gets a mixture's router logits, per layer (B T, experts)."""
     body = model.get_decoder()
     inputs = attention_inputs(attention)(batch)
+    if routers is not None:
+        inputs["output_router_logits"] = True
     out = body(input_ids=batch.ids, position_ids=batch.position, use_cache=False, **inputs)
+    if routers is not None:
+        routers += out.router_logits
     return out.last_hidden_state
 
 
-def token_loss(model: PreTrainedModel, batch: Batch, attention: str) -> tuple[Tensor, int]:
+def token_loss(
+    model: PreTrainedModel, batch: Batch, attention: str, routers: list[Tensor] | None = None
+) -> tuple[Tensor, int]:
     """(summed cross entropy in nats, number of labelled tokens N). Divide by the global N to get the mean."""
     places = (batch.labels.reshape(-1) >= 0).nonzero().squeeze(1)  # (N,)
-    hidden = hidden_states(model, batch, attention)
+    hidden = hidden_states(model, batch, attention, routers)
     picked = hidden.reshape(-1, hidden.shape[-1]).index_select(0, places)  # (N, D)
     labels = batch.labels.reshape(-1).index_select(0, places)  # (N,)
     weight = model.get_output_embeddings().weight  # (V, D)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from twllm.model.moe import balance_loss, is_moe
 from twllm.train.data import Batch
 from twllm.train.loss import token_loss
 from twllm.train.machine import Machine
@@ -34,20 +35,31 @@ class Objective(Protocol):
 
 
 class TokenObjective:
-    """Mean cross entropy, in nats, of the labelled tokens."""
+    """Mean cross entropy, in nats, of the labelled tokens; while a mixture of experts trains, plus its balance loss."""
 
     def __init__(self, model: PreTrainedModel, machine: Machine) -> None:
         self.model, self.machine = model, machine
+        self._balance_weight = float(model.config.router_aux_loss_coef) if is_moe(model) else 0.0
+        self._balance, self._labelled = 0.0, 1.0  # of this step: summed over labelled tokens, and their number
 
     def begin(self, batches: Sequence[Batch]) -> float:
         """The number of labelled tokens."""
-        return max(1, sum(int((batch.labels >= 0).sum()) for batch in batches))
+        self._balance, self._labelled = 0.0, max(1, sum(int((batch.labels >= 0).sum()) for batch in batches))
+        return self._labelled
 
     def loss(self, batch: Batch) -> Tensor:
         """Summed loss, in nats."""
+        batch = batch.to(self.model.device)
+        routers: list[Tensor] | None = [] if self._balance_weight and self.model.training else None
         with self.machine.autocast():
-            return token_loss(self.model, batch.to(self.model.device), self.machine.attention)[0]
+            loss, labelled = token_loss(self.model, batch, self.machine.attention, routers)
+        if not routers:
+            return loss
+        valid = batch.document.reshape(-1) >= 0
+        balance = labelled * balance_loss(routers, self.model.config.num_experts_per_tok, valid)
+        self._balance += float(balance.detach())
+        return loss + self._balance_weight * balance
 
     def metrics(self) -> dict[str, float]:
-        """None."""
-        return {}
+        """How evenly a mixture's experts were used: 1 is even. `loss` in the log contains it, times its weight."""
+        return {"balance": self._balance / self._labelled} if self._balance_weight else {}

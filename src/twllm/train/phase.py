@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 
 def start_model(
-    size: str | None, model: str | None, revision: str | None, tokenizer: ChatTokenizer, context: int, seed: int
-) -> "PreTrainedModel":
-    """Random weights of a size, or a checkpoint whose embedding is made to fit the tokenizer."""
-    import torch
-
+    size: str | None, model: str | None, revision: str | None, tokenizer: ChatTokenizer, context: int, seed: int,
+    init: str = "mean", multiple: int = 1, texts: Sequence[str] = (),
+) -> "PreTrainedModel":  # fmt: skip
+    """Random weights of a size, or a checkpoint whose embedding is made to fit the tokenizer (model/vocabulary.py)."""
     from twllm.model import build
     from twllm.model.hub import fetch
 
     if model is None:
         return build.build(str(size), tokenizer, context, seed)
-    found = build.load(fetch(model, revision))
+    folder = fetch(model, revision)
+    found = build.load(folder)
     limit = getattr(found.config, "max_position_embeddings", context)
     if context > limit:
         raise UserError(
@@ -35,9 +35,11 @@ def start_model(
             model,
             f"把 context 降到 {limit} 以下",
         )
-    if tokenizer.vocab_size > found.get_input_embeddings().weight.shape[0]:
-        torch.manual_seed(seed)
-        found.resize_token_embeddings(tokenizer.vocab_size)
+    old = ChatTokenizer.load(folder)
+    if tokenizer.vocab_size > old.vocab_size:
+        from twllm.model.vocabulary import resize_vocabulary
+
+        resize_vocabulary(found, old, tokenizer, init, multiple, texts)
     return found
 
 

@@ -1,17 +1,18 @@
 """dedup: of documents with the same text, keep the first, over all parts of the corpus. The same: white space aside.
 
 Memory of the decision is 64 bits a document and their sorting (10 M documents: 0.3 GB; two different texts collide with
-probability 3e-6 then). As a step in one stream it keeps about 100 bytes a document. Not covered: near duplicates.
+probability 3e-6 then). As a step in one stream it keeps about 100 bytes a document. Near duplicates: near_dedup.
 """
 
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from twllm.corpus.document import KEEP, Document, Drop, Keep
+from twllm.corpus.document import KEEP, Document, Drop, Dropped, Keep
 from twllm.corpus.global_step import GlobalStep, write_drops
-from twllm.corpus.steps import Rule, filter_step, global_step
+from twllm.corpus.steps import Rule, Step, filter_step, global_step
 
 if TYPE_CHECKING:
     from twllm.corpus.config import CorpusConfig
@@ -67,3 +68,20 @@ class ExactDedup(GlobalStep):
             places = np.flatnonzero(again[start : start + len(found)])
             write_drops(out, number, ((place, "duplicate", "") for place in places.tolist()))
             start += len(found)
+
+
+def in_one_stream(whole: GlobalStep) -> Step:
+    """A global step as a step over one stream, which it has to hold: for tests and small files."""
+
+    def run(documents: Iterable[Document]) -> Iterator[Document | Dropped]:
+        with tempfile.TemporaryDirectory() as name:
+            scan, out = Path(name) / "scan", Path(name) / "out"
+            scan.mkdir()
+            out.mkdir()
+            held = list(whole.scan(documents, scan))
+            for part in range(whole.parts):
+                whole.decide([scan], out, part)
+            whole.conclude([scan], out)
+            yield from whole.apply(held, out, 0)
+
+    return run

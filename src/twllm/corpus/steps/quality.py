@@ -17,8 +17,8 @@ from twllm.corpus.steps import Rule, filter_step
 from twllm.corpus.steps.characters import count_kinds
 
 if TYPE_CHECKING:
-    from twllm.corpus.quality import Fault
     from twllm.corpus.config import CorpusConfig
+    from twllm.corpus.quality import Fault
 
 SENTENCE_END = re.compile(r"[。！？!?…｡]|\.(?=\s|$)")
 
@@ -47,7 +47,7 @@ def judge(text: str, config: "CorpusConfig") -> Keep | Drop:
         return Drop("repeated_lines", f"{share:.3f} > {config.max_repeated_share}")
     if config.need_sentence_end and not SENTENCE_END.search(text):
         return Drop("no_sentence_end")
-    if fault := page_fault(text):
+    if config.region.page_rules and (fault := page_fault(text)):
         return Drop(*fault)
     return KEEP
 
@@ -64,7 +64,7 @@ def page_fault(text: str) -> "Fault | None":
 
 @filter_step("quality")
 def quality(config: "CorpusConfig") -> Rule:
-    """Settings: min_chars, min_han_share, max_{symbol,garbled,repeated}_share, need_sentence_end."""
+    """Settings: region.page_rules, min_chars, min_han_share, max_{symbol,garbled,repeated}_share, need_sentence_end."""
 
     def rule(document: Document) -> Keep | Drop:
         return judge(document.text, config)

@@ -18,7 +18,11 @@ def sites(config: "CorpusConfig") -> Rule:
 
     settings = config.region
     if not settings.sites:
-        raise UserError("步驟 sites 少了網站清單 (no file of sites)", "corpus.region.sites", "twllm corpus sites FILE… --out sites.toml")
+        raise UserError(
+            "步驟 sites 少了網站清單 (no file of sites)",
+            "corpus.region.sites",
+            "twllm corpus sites FILE… --out sites.toml",
+        )
     marks = read_marks(Path(settings.sites))
 
     def rule(document: Document) -> Keep | Drop:

@@ -5,6 +5,7 @@ can be given instead of it. One memory is shared by all sequences (`kv_unified`)
 Not covered: GPUs (n_gpu_layers is 0), LoRA, log-probabilities of more than `context` ids.
 """
 
+import atexit
 import contextlib
 import ctypes
 import os
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import llama_cpp._utils as silence
 import llama_cpp.llama_cpp as lib
 import numpy as np
 from gguf import GGMLQuantizationType
@@ -202,6 +204,8 @@ def _start() -> None:
         _started = True
         lib.llama_log_set(_quiet, ctypes.c_void_p(0))
         lib.llama_backend_init()
+        for file in (silence.outnull_file, silence.errnull_file):  # llama_cpp leaves them open, which Python reports
+            atexit.register(file.close)
 
 
 def _cores() -> int:
