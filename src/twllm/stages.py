@@ -263,7 +263,7 @@ def _training_stage(recipe: Recipe, stage: str, phase_name: str, start: str) -> 
         texts = sample_texts(c.inputs["corpus"], 2_000_000) if extends else ()
         model = start_model(
             base.size, origin, base.revision if not start else None, tokenizer, context, phase.seed,
-            recipe.tokenizer.init, recipe.tokenizer.multiple if extends else 1, texts,
+            *((recipe.tokenizer.init, recipe.tokenizer.multiple, texts) if extends else ()),
         )  # fmt: skip
         if moe and model.config.model_type != "mixtral":
             from twllm.model.upcycle import upcycle

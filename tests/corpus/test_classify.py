@@ -62,7 +62,12 @@ def rows(path: Path) -> list[dict[str, object]]:
 
 
 def test_file_keeps_fields_and_names_broken_lines(tmp_path: Path) -> None:
-    lines = [json.dumps({"id": 7, "text": GOOD, "more": [1, None]}), "{broken", json.dumps({"id": 8}), json.dumps({"text": MAINLAND})]
+    lines = [
+        json.dumps({"id": 7, "text": GOOD, "more": [1, None]}),
+        "{broken",
+        json.dumps({"id": 8}),
+        json.dumps({"text": MAINLAND}),
+    ]
     file, out = write(tmp_path / "in.jsonl", lines), tmp_path / "new" / "out.jsonl"
     result = CliRunner().invoke(app, ["corpus", "classify", str(file), "--out", str(out), "--workers", "1"])
     assert result.exit_code == 0, result.output
@@ -77,7 +82,9 @@ def test_file_keeps_fields_and_names_broken_lines(tmp_path: Path) -> None:
 
 def test_interrupted_and_resumed_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BLOCK_BYTES", 2000)
-    lines = [json.dumps({"id": n, "text": (GOOD, MAINLAND)[n % 2] * (n % 5 + 1)}, ensure_ascii=False) for n in range(60)]
+    lines = [
+        json.dumps({"id": n, "text": (GOOD, MAINLAND)[n % 2] * (n % 5 + 1)}, ensure_ascii=False) for n in range(60)
+    ]
     file = write(tmp_path / "in.jsonl", lines)
     whole = classify_file(file, tmp_path / "whole.jsonl", workers=1)
     label, calls = module._label_block, 0

@@ -134,3 +134,12 @@ def test_a_damaged_file_stops_and_names_itself(files: list[Path], tmp_path: Path
         app, ["corpus", "dedup", str(tmp_path / "none.jsonl"), "--out", str(tmp_path / "out")]
     )
     assert result.exit_code and isinstance(result.exception, UserError)
+
+
+def test_empty_and_tiny_files(tmp_path: Path) -> None:
+    for name, text in (("empty", ""), ("blank", "\n\n"), ("short", '{"text": ""}\n{"text": ""}\n{"text": "好"}\n')):
+        file = tmp_path / f"{name}.jsonl"
+        file.write_text(text, encoding="utf-8")
+        report = dedup_files([file], tmp_path / name, workers=1, boilerplate=True)
+        assert report["documents"] == text.count("text") and report["kept"] == min(report["documents"], 2)
+        assert (tmp_path / name / "clusters.jsonl").read_text(encoding="utf-8").count("\n") == bool(report["documents"])

@@ -168,7 +168,7 @@ def test_a_text_longer_than_a_piece_is_searched_without_a_gap(monkeypatch: pytes
 
 def test_a_hash_collision_is_no_hit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every character hashes alike, so all runs of one length collide: still only letter for letter counts."""
-    monkeypatch.setattr(folding, "_mix", lambda codes: np.zeros(len(codes), np.uint64))
+    monkeypatch.setattr(folding, "mix", lambda codes: np.zeros(len(codes), np.uint64))
     copy, other = QUESTION[:13], QUESTION[:12] + "乙"
     index = OverlapIndex([Passage("題/1", "text", copy)])
     assert [m.share for m in index.find([BEFORE + copy + AFTER])] == [1.0]

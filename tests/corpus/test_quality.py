@@ -120,7 +120,7 @@ PAGE_RULES = {
     ),
     "few_characters": ("哈哈哈哈，呵呵呵呵。" * 60, "".join(f"{SENTENCE}第{n}點。" for n in range(2)) + SENTENCE[::-1] + GOOD * 3),
     "repeated_grams": (
-        "".join(f"{n}買一送一，全館免運費，滿千折百，加入會員再送購物金，數量有限。\n" for n in range(40)),
+        "".join(f"{n}買一送一，全館免運費，滿千折百，加入會員再送購物金，數量有限，請大家把握機會，趕快打電話來訂購，錯過這一次就要再等一年了。\n" for n in range(40)),
         "".join(f"第{n}條　{GOOD[n % 7 : 20 + n % 11]}，{SENTENCE[n % 9 :]}\n" for n in range(9)),
     ),
     "repeated_sentence": (

@@ -13,9 +13,34 @@ from twllm.corpus.quality_model import QualityModel, measure
 from twllm.corpus.steps import make_step
 from twllm.errors import UserError
 
-PLACES = "台北 新竹 台中 嘉義 台南 高雄 屏東 宜蘭 花蓮 台東 澎湖 基隆 苗栗 彰化 南投 雲林".split()
-GOOD = [f"{place}市政府說明，{topic}將於下個月開始，里長會逐戶發送通知單。" for place in PLACES for topic in ("垃圾清運", "步道整修")]
-BAD = [f"{place}最新優惠！！點我加賴領好禮，{topic}下殺出清，手慢無～～" for place in PLACES for topic in ("按摩椅", "保健食品")]
+PLACES = [
+    "台北",
+    "新竹",
+    "台中",
+    "嘉義",
+    "台南",
+    "高雄",
+    "屏東",
+    "宜蘭",
+    "花蓮",
+    "台東",
+    "澎湖",
+    "基隆",
+    "苗栗",
+    "彰化",
+    "南投",
+    "雲林",
+]
+GOOD = [
+    f"{place}市政府說明，{topic}將於下個月開始，里長會逐戶發送通知單。"
+    for place in PLACES
+    for topic in ("垃圾清運", "步道整修")
+]
+BAD = [
+    f"{place}最新優惠！！點我加賴領好禮，{topic}下殺出清，手慢無～～"
+    for place in PLACES
+    for topic in ("按摩椅", "保健食品")
+]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +62,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_learns_what_it_was_shown(model: Path) -> None:
     loaded = QualityModel.load(model)
     assert loaded.report["auc"] >= 0.98
-    assert loaded.score("金門縣政府說明，路燈更換將於下週開始。") > 0.5 > loaded.score("今日限定！！加賴領好禮，手慢無～")
+    assert (
+        loaded.score("金門縣政府說明，路燈更換將於下週開始。") > 0.5 > loaded.score("今日限定！！加賴領好禮，手慢無～")
+    )
     assert model.stat().st_size < 1_100_000
     assert 0 <= loaded.score("") <= 1
 

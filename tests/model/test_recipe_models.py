@@ -53,7 +53,9 @@ def test_extend_and_upcycle_in_a_run(tmp_path: Path) -> None:
     run_recipe(loaded, tmp_path / "run", load_machine(tmp_path / "machine.toml"), "pretrain")
     model, tokenizer = load(tmp_path / "run" / "pretrain"), ChatTokenizer.load(tmp_path / "run" / "pretrain")
     assert model.config.model_type == "mixtral" and model.config.intermediate_size == 32
-    assert len(tokenizer.encode(corpus()[0])) < len(base.encode(corpus()[0])) and tokenizer.encode("The capital") == base.encode("The capital")
+    assert len(tokenizer.encode(corpus()[0])) < len(base.encode(corpus()[0])) and tokenizer.encode(
+        "The capital"
+    ) == base.encode("The capital")
     assert model.config.vocab_size == -(-tokenizer.vocab_size // 32) * 32
     facts = json.loads((tmp_path / "run" / "tokenizer" / "manifest.json").read_text())["metrics"]
     assert facts["unreachable_pieces"] == facts["changed_elsewhere"] == 0 and facts["speed_up"] > 1

@@ -180,7 +180,23 @@ def test_expert_use(tmp_path: Path, tiny_tokenizer: ChatTokenizer) -> None:
         expert_use(dense(), tiny_tokenizer, {"一": SENTENCES})
 
 
-def test_the_torch_engine_serves_it(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore:.*")  # the picture's font
+def test_commands(tmp_path: Path, tiny_tokenizer: ChatTokenizer, capsys: pytest.CaptureFixture[str]) -> None:
+    from twllm.model_commands import experts_report, upcycle_model
+
+    save(dense(), tiny_tokenizer, tmp_path / "dense")
+    upcycle_model(str(tmp_path / "dense"), tmp_path / "moe", experts=4, top_k=2, granularity=2)
+    assert torch.equal(logits(load(tmp_path / "moe")), logits(upcycle(dense(), MoeShape(experts=4, granularity=2))))
+    (tmp_path / "a.txt").write_text("\n".join(SENTENCES), encoding="utf-8")
+    experts_report(str(tmp_path / "moe"), [f"一={tmp_path / 'a.txt'}"], tmp_path / "use")
+    assert (tmp_path / "use" / "experts.png").exists()
+    assert "一" in capsys.readouterr().out
+    with pytest.raises(UserError, match="no multiple"):
+        upcycle_model(str(tmp_path / "dense"), tmp_path / "bad", experts=3, top_k=2, granularity=2)
+    assert not (tmp_path / "bad").exists()
+
+
+def test_the_torch_engine_serves_it() -> None:
     from twllm.serve.engines.runner import Work
     from twllm.serve.engines.torch_runner import TorchRunner, open_runner
 

@@ -92,10 +92,11 @@ def test_spare_rows_of_the_base_are_used(tokenizers: Tokenizers) -> None:
     assert torch.equal(after[new.vocab_size :], rows[new.vocab_size :])
 
 
-def test_fitted_finds_a_linear_head(tokenizers: Tokenizers) -> None:
+def test_fitted_finds_a_linear_head(tokenizers: Tokenizers, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where head rows truly are a linear function of the state before a token, the fit gives a new token that function."""
     from twllm.model import vocabulary_init
 
+    monkeypatch.setattr(vocabulary_init, "RIDGE", 1e-4)
     old, new = tokenizers
     model, texts = dense(old), corpus()[:150]
     fresh, D = new_ids(old, new), 32
@@ -141,6 +142,19 @@ def test_trains_saves_and_becomes_gguf(tokenizers: Tokenizers, tmp_path: Path) -
     found = next(tensor for tensor in reader.tensors if tensor.name == "token_embd.weight")
     weight = model.get_input_embeddings().weight.detach().numpy()
     assert (found.data.reshape(weight.shape) == weight).all()
+
+
+def test_command(tokenizers: Tokenizers, tmp_path: Path) -> None:
+    from twllm.model_commands import resize
+
+    old, new = tokenizers
+    save(dense(old), old, tmp_path / "base")
+    new.save(tmp_path / "tokenizer")
+    (tmp_path / "a.txt").write_text("\n".join(corpus()[:50]), encoding="utf-8")
+    resize(str(tmp_path / "base"), tmp_path / "tokenizer", tmp_path / "out", "focus", tmp_path / "a.txt", 32)
+    model = load(tmp_path / "out")
+    assert model.config.vocab_size % 32 == 0 and model.config.vocab_size >= new.vocab_size
+    assert ChatTokenizer.load(tmp_path / "out").vocab_size == new.vocab_size
 
 
 def test_survives_a_lora_merge(tokenizers: Tokenizers) -> None:

@@ -43,6 +43,7 @@ class ScriptedEngine(GenerateFromSubmit):
         self.prompts: list[str] = []
         self.cancelled = threading.Event()
         self.fail_after: int | None = None
+        self.failure: Exception = RuntimeError("secret detail of the inside")
         self.running = 0
         self._lock = threading.Lock()
 
@@ -84,7 +85,7 @@ class ScriptedEngine(GenerateFromSubmit):
                 self.cancelled.set()
                 return
             if number == self.fail_after:
-                raise RuntimeError("secret detail of the inside")
+                raise self.failure
             cancel.wait(self.delay_s)
             last = id == self.tokenizer.eos_id
             piece = text.finish() if last else text.push(id)
@@ -137,7 +138,9 @@ def running(engine: Engine, database: Path) -> Iterator[str]:
 
     server_socket = bind("127.0.0.1", 0)
     app = create_app(Service.single(engine, RatingStore(database), "玉山-tiny"))
-    config = uvicorn.Config(app, log_config=None, ws="none", timeout_graceful_shutdown=1)  # dictConfig would close absl's handler, and with it stderr
+    config = uvicorn.Config(
+        app, log_config=None, ws="none", timeout_graceful_shutdown=1
+    )  # dictConfig would close absl's handler, and with it stderr
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [server_socket]}, daemon=True)
     thread.start()

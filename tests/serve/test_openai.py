@@ -17,6 +17,7 @@ from tests.serve.conftest import ANSWER, ScriptedEngine, running
 from twllm.feedback.store import RatingStore
 from twllm.serve.app import create_app
 from twllm.serve.engine import TorchEngine
+from twllm.serve.generation import EngineUnavailable
 from twllm.serve.service import Service
 
 CHAT = "/v1/chat/completions"
@@ -210,6 +211,19 @@ def test_error_in_the_middle(client: TestClient, scripted: ScriptedEngine, caplo
     assert response.status_code == 500
     assert response.json()["error"]["type"] == "server_error"
     assert "secret" not in json.dumps(chunks) + response.text
+
+
+def test_an_engine_that_is_away_is_503_and_not_our_bug(
+    client: TestClient, scripted: ScriptedEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    scripted.fail_after, scripted.failure = 1, EngineUnavailable("http://inside: no server is up")
+    with caplog.at_level(logging.CRITICAL, "twllm.serve"):
+        response = client.post(CHAT, json=ASK)
+        generated = client.post("/generate", json={"inputs": "a"})
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "engine_unavailable")
+    assert int(response.headers["Retry-After"]) > 0
+    assert (generated.status_code, generated.json()["error_type"]) == (503, "generation")
+    assert "inside" not in response.text + generated.text
 
 
 def test_models_and_health(client: TestClient, scripted: ScriptedEngine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from twllm.corpus.dedup_runs import Runs, RunWriter, equal_keys, folders_of
 from twllm.corpus.document import Document, Dropped, Noted
-from twllm.corpus.folding import MULTIPLIER, _mix, fold
+from twllm.corpus.folding import MULTIPLIER, fold, mix
 from twllm.corpus.global_step import GlobalStep
 from twllm.corpus.overlap import nfc
 from twllm.corpus.steps.characters import code_points
@@ -38,7 +38,7 @@ def unit_hashes(texts: Sequence[str]) -> tuple[Any, Any]:
     if len(some):
         begins = np.insert(firsts, 0, 0)[some]
         inside = np.arange(len(codes)) - np.repeat(begins, letters[some])
-        hashes[some] = np.add.reduceat(_mix(codes) * _powers()[inside % LONGEST], begins)
+        hashes[some] = np.add.reduceat(mix(codes) * _powers()[inside % LONGEST], begins)
     return hashes, letters
 
 
@@ -89,12 +89,12 @@ class CutStep(GlobalStep):
         counts = np.array([text.count("\n") + 1 for text in texts])
         owner = np.repeat(np.arange(len(batch)), counts)
         groups = [self.group(document) for document in batch]
-        seeds = np.array([_seed(group or "") for group in groups], np.uint64)
+        seeds = np.array([group_seed(group or "") for group in groups], np.uint64)
         wanted = np.array([group is not None for group in groups])
         keep = np.flatnonzero((letters >= self.smallest) & wanted[owner])
         inside = (np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts))[keep]
         owner = owner[keep]
-        keys = _mix(hashes[keep] ^ seeds[owner])
+        keys = mix(hashes[keep] ^ seeds[owner])
         writer.add(
             keys[None], document=(owner + first).astype(np.uint32), unit=inside.astype(np.uint32), group=seeds[owner]
         )
@@ -170,12 +170,10 @@ def documents_of(documents: Any, starts: Any) -> Any:
 
 
 @cache
-def _seed(group: str) -> int:
-    return (
-        int.from_bytes(blake2b(group.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
-        if group
-        else 0
-    )
+def group_seed(group: str) -> int:
+    """64 bits of a group's name; 0 for no name."""
+    data = group.encode("utf-8", "surrogatepass")
+    return int.from_bytes(blake2b(data, digest_size=8).digest(), "little") if group else 0
 
 
 def _folder_of(runs: Runs, numbers: Any) -> Any:

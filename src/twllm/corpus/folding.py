@@ -136,7 +136,7 @@ def character_units(folded: Folded) -> Units:
     import numpy as np
 
     codes, at = folded
-    return Units(_mix(codes), codes, np.arange(len(codes) + 1), at, at + 1)
+    return Units(mix(codes), codes, np.arange(len(codes) + 1), at, at + 1)
 
 
 def word_units(folded: Folded) -> Units:
@@ -153,11 +153,11 @@ def word_units(folded: Folded) -> Units:
     first = np.append(begins, len(codes))
     powers = np.cumprod(np.full(int(np.diff(first).max()), MULTIPLIER, np.uint64))
     inside = np.arange(len(codes)) - np.repeat(begins, np.diff(first))
-    values = np.add.reduceat(_mix(codes) * powers[inside], begins)
+    values = np.add.reduceat(mix(codes) * powers[inside], begins)
     return Units(values, codes, first, at[begins], at[first[1:] - 1] + 1)
 
 
-def _mix(codes: Any) -> Any:
+def mix(codes: Any) -> Any:
     """Code points as well mixed 64-bit numbers, one for one (the finalizer of splitmix64)."""
     import numpy as np
 

@@ -21,11 +21,11 @@ from twllm.corpus.codes import Code, Counts
 from twllm.corpus.steps.characters import code_points
 
 SPAM = {"adult": (3, 2.0), "gambling": (4, 3.0), "loan": (4, 3.0)}  # kind → (different words, hits per 1,000 Han)
-NAVIGATION_SHARE, NAVIGATION_LINES = 0.3, 5
+NAVIGATION_SHARE, NAVIGATION_LINES = 0.5, 5
 COOKIE_MAX_HAN = 400
 TRANSLATED = (3, 4.0)  # different phrases, hits per 1,000 Han
 URL = re.compile(r"https?://|www\.")
-MAX_URLS_PER_1000 = 25.0
+MAX_URLS_PER_1000 = 15.0
 SHORT_LINE, MAX_SHORT_SHARE, MIN_LINES = 8, 0.9, 12
 MAX_ELLIPSIS_SHARE = 0.3
 MAX_BULLET_SHARE = 0.95
@@ -73,18 +73,19 @@ def _words(text: str, counts: Counts, found: Mapping[str, Mapping[str, int]]) ->
 def _lines(text: str, counts: Counts, found: Mapping[str, Mapping[str, int]]) -> Fault | None:
     lines = [line for line in text.split("\n", LINES_READ)[:LINES_READ] if line and not line.isspace()]
     total = len(lines)
-    entries = sum(found.get("navigation", {}).values())
-    if entries >= NAVIGATION_LINES and entries * 4 > NAVIGATION_SHARE * counts.han and counts[Code.STOP] < entries:
-        return Fault("navigation", f"{entries} entries in {counts.han} Han: {'、'.join(list(found['navigation'])[:8])}")
+    menu = found.get("navigation", {})
+    entries, chars = sum(menu.values()), sum(len(word) * times for word, times in menu.items())
+    if entries >= NAVIGATION_LINES and chars > NAVIGATION_SHARE * counts.han and counts[Code.STOP] < entries:
+        return Fault("navigation", f"{chars} of {counts.han} Han: {'、'.join(list(menu)[:8])}")
     if total < MIN_LINES:
         return None
     if counts[Code.STOP] * 50 < counts.han or counts[Code.STOP] * 2 < total:
         short = sum(len(line) < SHORT_LINE for line in lines)
         if short > MAX_SHORT_SHARE * total:
             return Fault("short_lines", f"{short} of {total} lines")
-        cut = sum(line.endswith(("…", "...")) for line in lines)
-        if cut > MAX_ELLIPSIS_SHARE * total:
-            return Fault("ellipsis_lines", f"{cut} of {total} lines")
+    cut = sum(line.endswith(("…", "...")) for line in lines)
+    if cut > MAX_ELLIPSIS_SHARE * total:
+        return Fault("ellipsis_lines", f"{cut} of {total} lines")
     bullets = sum(line.lstrip().startswith(BULLETS) for line in lines)
     if bullets > MAX_BULLET_SHARE * total and counts[Code.STOP] * 4 < total:
         return Fault("bullet_lines", f"{bullets} of {total} lines")

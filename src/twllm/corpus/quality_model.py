@@ -63,7 +63,9 @@ class QualityModel:
         import numpy as np
         from safetensors.numpy import save
 
-        told = {"format": FORMAT, "bits": str(BITS), "report": json.dumps(self.report)}
+        told = {
+            "twllm": json.dumps({"format": FORMAT, "bits": BITS, "report": self.report})
+        }  # one key: its order is not fixed
         tensors = {"weights": self.weights.astype(np.float32), "bias": np.array([self.bias], np.float32)}
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, save(tensors, metadata=told))
@@ -79,14 +81,14 @@ class QualityModel:
 
         try:
             with safe_open(str(path), "numpy") as file:
-                told = file.metadata() or {}
-                if told.get("format") != FORMAT or told.get("bits") != str(BITS):
+                told = json.loads((file.metadata() or {}).get("twllm", "{}"))
+                if told.get("format") != FORMAT or told.get("bits") != BITS:
                     raise ValueError("other format")
                 weights, bias = file.get_tensor("weights"), float(file.get_tensor("bias")[0])
         except (SafetensorError, ValueError, OSError) as error:
             fix = "twllm corpus quality train --good … --bad … --out MODEL"
             raise UserError("這不是品質模型 (no quality model)", path, fix) from error
-        return cls(weights, bias, json.loads(told["report"]))
+        return cls(weights, bias, told["report"])
 
 
 def _logistic(value: float) -> float:

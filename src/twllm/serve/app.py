@@ -23,6 +23,7 @@ from twllm.serve.auth import Auth
 from twllm.serve.compare import compare_routes
 from twllm.serve.completions import completions_routes
 from twllm.serve.contract import contract_routes
+from twllm.serve.generation import EngineUnavailable
 from twllm.serve.lifecycle import lifecycle_routes, warm_up
 from twllm.serve.limits import Admission, BodyLimit
 from twllm.serve.listen import bind as bind
@@ -79,7 +80,7 @@ def add_middleware(app: FastAPI, service: Service) -> None:
             allow_origins=service.settings.cors_origins,
             allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["Authorization", "Content-Type", "X-Request-Id"],
-            expose_headers=["X-Request-Id", "Retry-After"],
+            expose_headers=["X-Request-Id", "Retry-After", "X-Dropped-Turns"],
         )
     app.add_middleware(Observe, service=service)
 
@@ -119,6 +120,11 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
         return reply(ApiError(str(error.detail), error.status_code), error.headers)
+
+    @app.exception_handler(EngineUnavailable)
+    async def away(request: Request, error: EngineUnavailable) -> JSONResponse:
+        log.error("engine unavailable: %s", error)
+        return reply(internal_error(error), {"Retry-After": "5"})
 
     @app.exception_handler(Exception)
     async def bug(request: Request, error: Exception) -> JSONResponse:

@@ -10,6 +10,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from twllm.errors import UserError
+from twllm.serve.generation import EngineUnavailable
 from twllm.serve.protocol import ApiError
 
 log = logging.getLogger("twllm.serve")
@@ -67,9 +68,9 @@ async def with_errors(events: AsyncIterator[str]) -> AsyncIterator[str]:
         yield sse(error.body())
     except UserError as error:
         yield sse(api_error(error).body())
-    except Exception:
+    except Exception as error:
         log.exception("generation failed")
-        yield sse(internal_error().body())
+        yield sse(internal_error(error).body())
 
 
 def api_error(error: UserError) -> ApiError:
@@ -77,8 +78,11 @@ def api_error(error: UserError) -> ApiError:
     return ApiError(f"{error.what}；{error.fix}", param=str(error.where) or None)
 
 
-def internal_error() -> ApiError:
-    """What a client learns of our own bugs; the rest is in the log."""
+def internal_error(error: Exception | None = None) -> ApiError:
+    """What a client learns of our own bugs, or of an engine that is away; the rest is in the log."""
+    if isinstance(error, EngineUnavailable):
+        what = "模型暫時無法回答，請稍後再試 (engine unavailable)"
+        return ApiError(what, 503, type="server_error", code="engine_unavailable")
     return ApiError("伺服器內部錯誤，詳情在伺服器的記錄裡 (internal error)", 500, type="server_error")
 
 

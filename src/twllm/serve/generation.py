@@ -95,6 +95,10 @@ class ContextLengthError(UserError):
     """The prompt leaves no room for an answer."""
 
 
+class EngineUnavailable(RuntimeError):
+    """The engine cannot answer now, whatever the request says: its server is away, or failed in mid-answer."""
+
+
 class Engine(Protocol):
     """A loaded model that many threads may ask at once."""
 

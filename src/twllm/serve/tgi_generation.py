@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 
 from twllm.errors import UserError
 from twllm.serve.bridge import Answers
+from twllm.serve.generation import EngineUnavailable
 from twllm.serve.protocol import ApiError
 from twllm.serve.record import CURRENT
 from twllm.serve.service import Service
@@ -43,6 +44,8 @@ def tgi_error(error: Exception) -> TgiError:
     if isinstance(error, UserError):  # a grammar that the engine cannot follow, say
         return invalid(f"grammar is not valid: {error.what}")
     log.error("generation failed", exc_info=error)
+    if isinstance(error, EngineUnavailable):
+        return TgiError("Request failed during generation: engine unavailable", 503, "generation")
     return TgiError("Request failed during generation: internal error", 424, "generation")
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from twllm.corpus.dedup_lines import CutStep, _seed, documents_of
+from twllm.corpus.dedup_lines import CutStep, documents_of, group_seed
 from twllm.corpus.document import Document
 from twllm.corpus.steps import Step, global_step, step
 from twllm.corpus.steps.dedup import in_one_stream
@@ -52,7 +52,7 @@ class Boilerplate(CutStep):
         hosts = Counter[str]()
         for folder in scans:
             hosts.update(json.loads((folder / HOSTS).read_text(encoding="utf-8")))
-        big = {_seed(host): count for host, count in hosts.items() if host and count >= self._least}
+        big = {group_seed(host): count for host, count in hosts.items() if host and count >= self._least}
         keys = np.array(sorted(big), np.uint64)
         self._documents = keys, np.array([big[key] for key in keys.tolist()], np.int64)
         super().decide(scans, out, part)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from twllm.errors import UserError
 from twllm.serve.engines.remote_reader import Drawn, Piece
-from twllm.serve.generation import Alternatives, Grammar, Sampling
+from twllm.serve.generation import Alternatives, EngineUnavailable, Grammar, Sampling
 
 Flavour = Literal["vllm", "twllm", "llamacpp", "openai", "tgi"]
 Form = Literal[
@@ -50,7 +50,7 @@ class Facts:
     context: int | None
 
 
-class RemoteError(RuntimeError):
+class RemoteError(EngineUnavailable):
     """The other server failed; nothing that the caller could have done otherwise."""
 
 
