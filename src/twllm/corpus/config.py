@@ -144,7 +144,9 @@ class CorpusConfig(Config):
     region: RegionConfig = Field(
         default_factory=RegionConfig, description="steps language, region, quality_model, sites"
     )
-    dedup: DedupConfig = Field(default_factory=DedupConfig, description="steps near_dedup, dedup_paragraphs, boilerplate")
+    dedup: DedupConfig = Field(
+        default_factory=DedupConfig, description="steps near_dedup, dedup_paragraphs, boilerplate"
+    )
     mix: MixConfig = Field(default_factory=MixConfig, description="shares of the training tokens")
     write: Literal["one", "shards"] = Field(
         "one", description="documents in one file, or in one file a part of the input"

@@ -14,7 +14,9 @@ import httpx
 from twllm.errors import UserError
 
 ANSWER = 48  # tokens of a probe's answer: long enough for an end token to come, chosen
-ENDLESS = 160  # tokens after which an answer without max_tokens counts as not cut short (Ollama cuts at 128, TGI at 100)
+ENDLESS = (
+    160  # tokens after which an answer without max_tokens counts as not cut short (Ollama cuts at 128, TGI at 100)
+)
 REPEATS = 3  # of the request without sampling settings; a sampled answer equals itself three times by rare chance only
 TIMEOUT_S = 300
 QUESTION = "台灣最高的山是哪一座？"
@@ -180,7 +182,7 @@ def observe(server: Server, plan: Plan) -> Observations:
     seen.unasked = [a.text for _ in range(REPEATS) if (a := server.ask(plain)) is not None]
     seen.unlimited = server.stream(plain, ENDLESS, temperature=0)
     streamed = server.stream(plain, temperature=0, max_tokens=ANSWER)
-    seen.streamed = streamed and streamed.text
+    seen.streamed = None if streamed is None else streamed.text
     text = seen.answers["plain"].text
     seen.stop = text[len(text) // 3 :][:2].strip()
     seen.stopped = server.ask(plain, temperature=0, stop=[seen.stop]) if seen.stop else None
