@@ -1,6 +1,6 @@
 """Engines: continuous batching over runners, and the engines that live elsewhere (vLLM, remote servers).
 
-`open_engine` is the way to one of them by name; each is imported when it is asked for. A new kind is one function in ENGINES' file
+`open_engine` is the way to one of them by name; each is imported when it is asked for. A new kind is one function in its own file
 and one line here.
 """
 
