@@ -166,3 +166,20 @@ def test_the_engines_file_needs_no_tokenizer(tmp_path: Path) -> None:
     reader = read(write_gguf(tmp_path, tmp_path / "a.gguf", "bf16", vocabulary=False))
     assert value(reader, "tokenizer.ggml.model") == "no_vocab"
     assert value(reader, "general.architecture") == "qwen3"
+
+
+def test_another_template_than_the_trained_one_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    from twllm.model.build import load, save
+    from twllm.tokens.contract import TemplateMismatch
+
+    tokenizer = ChatTokenizer.load(tiny_checkpoint)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    save(load(tiny_checkpoint), tokenizer, folder)
+    written = value(read(write_gguf(folder, tmp_path / "good.gguf")), "twllm.template_fingerprint")
+    assert written == tokenizer.template_fingerprint
+    tokenizer.with_template("taiwan-llm-v1").save(folder)
+    with pytest.raises(TemplateMismatch, match="template mismatch"):
+        write_gguf(folder, tmp_path / "bad.gguf")
+    assert not (tmp_path / "bad.gguf").exists()
+    assert write_gguf(folder, tmp_path / "bad.gguf", allow_template_mismatch=True).exists()

@@ -23,6 +23,7 @@ from twllm.artifact import explain_os_errors, sync
 from twllm.errors import UserError
 from twllm.model.llama_shape import LlamaShape, read_shape
 from twllm.model.weights import Weights, to_bf16
+from twllm.tokens.contract import require_trained_template
 from twllm.tokens.tokenizer import ChatTokenizer
 
 Kind = Literal["f32", "f16", "bf16", "q8_0"]
@@ -64,19 +65,30 @@ class Tensor(NamedTuple):
     kind: GGMLQuantizationType
 
 
-def write_gguf(folder: str | Path, out: str | Path, kind: Kind = "f16", *, vocabulary: bool = True) -> Path:
+def write_gguf(
+    folder: str | Path,
+    out: str | Path,
+    kind: Kind = "f16",
+    *,
+    vocabulary: bool = True,
+    allow_template_mismatch: bool = False,
+) -> Path:
     """Write `out`, whole or not at all. Without `vocabulary` the file takes and gives ids only.
 
     Raises:
+        TemplateMismatch: the folder's chat template is not the trained one; `allow_template_mismatch` warns instead.
         UserError: not Llama-shaped, rows that q8_0 cannot cut in blocks, a vocabulary without a GGUF form, or no space.
     """
     folder, out = Path(folder), Path(out)
     shape, weights = read_shape(folder), Weights(folder)
+    tokenizer = ChatTokenizer.load(folder) if vocabulary else None
+    if tokenizer is not None:
+        require_trained_template(folder, tokenizer, allow_mismatch=allow_template_mismatch)
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     with explain_os_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         try:
-            _write(partial, shape, weights, kind, ChatTokenizer.load(folder) if vocabulary else None)
+            _write(partial, shape, weights, kind, tokenizer)
             sync(partial)
             partial.replace(out)
         finally:
@@ -217,6 +229,7 @@ def _vocabulary(writer: GGUFWriter, tokenizer: ChatTokenizer, size: int) -> None
     writer.add_pad_token_id(tokenizer.pad_id)
     if tokenizer.template:
         writer.add_chat_template(tokenizer.template)
+        writer.add_string("twllm.template_fingerprint", tokenizer.template_fingerprint)
 
 
 def _tokens(
