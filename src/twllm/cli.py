@@ -13,6 +13,7 @@ from twllm.doctor.commands import doctor
 from twllm.errors import UserError
 from twllm.evaluate.commands import app as eval_app
 from twllm.evaluate.compare import compare
+from twllm.export_commands import export
 from twllm.feedback.commands import app as feedback_app
 from twllm.model_commands import app as model_app
 from twllm.serve.commands import register as register_serving
@@ -43,6 +44,7 @@ app.command()(convert)
 app.command()(compare)
 register_serving(app)
 app.command()(doctor)
+app.command()(export)
 
 RecipeFile = Annotated[Path, typer.Argument(help="配方檔 (recipe, TOML)", metavar="RECIPE")]
 Sets = Annotated[

@@ -44,11 +44,21 @@ class BaseConfig(Config):
     moe: MoeConfig | None = Field(None, description="make a mixture of experts of the dense model (docs/models.md)")
 
 
+Format = Literal["hf", "gguf", "ollama", "int8", "gptq", "awq"]
+
+
 class ReleaseConfig(Config):
     """[release]: the final folder."""
 
-    formats: tuple[Literal["hf"], ...] = Field(("hf",), description="what is written")
-    license: str = Field("apache-2.0", description="licence of the weights, for the card")
+    formats: tuple[Format, ...] = Field(
+        ("hf",), description="what is written: hf always, others into folders of their names"
+    )
+    gguf_types: tuple[str, ...] = Field(("f16",), description="of gguf and ollama: f32, f16, bf16, q8_0, q4_k_m …")
+    license: str = Field("apache-2.0", description="licence of the weights; internal: not given on, nothing is checked")
+    base_license: str = Field("", description="licence of [base] model where its card does not say")
+    accept: tuple[Literal["generated", "unknown"], ...] = Field(
+        (), description="terms that were read and accepted: docs/release.md"
+    )
     description: str = Field("", description="one sentence for the card")
 
 

@@ -335,7 +335,7 @@ def _evaluate_stage(recipe: Recipe, variant: str, model: str, trained: list[str]
 
 def _release_stage(recipe: Recipe, model: str, data_sets: tuple[str, ...]) -> Stage:
     def run(c: Context) -> Facts:
-        from twllm.release.card import write_release
+        from twllm.export import write_release
 
         folders = [c.inputs[name] for name in data_sets]
         return write_release(recipe, c.inputs[model], c.inputs["evaluate-full"], c.out, folders)

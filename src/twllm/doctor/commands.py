@@ -1,4 +1,4 @@
-"""`twllm doctor [MODEL|URL|FILE.gguf]`."""
+"""`twllm doctor [MODEL|URL|FILE.gguf|Modelfile]`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +10,10 @@ from twllm.errors import UserError
 
 def doctor(
     target: Annotated[
-        str | None, typer.Argument(help="模型資料夾、.gguf 檔或伺服器網址；不給就看這台機器", metavar="MODEL|URL")
+        str | None,
+        typer.Argument(
+            help="模型或轉接器資料夾、.gguf 檔、Modelfile、伺服器網址；不給就看這台機器", metavar="MODEL|URL"
+        ),
     ] = None,
     reference: Annotated[
         str | None, typer.Option(help="該答得一樣的原模型：資料夾或網址 (what it should answer like)")
@@ -53,6 +56,12 @@ def _find(target: str | None, reference: str | None, key: str, model: str, deep:
         from twllm.doctor.gguf import check_gguf
 
         return check_gguf(Path(target), _folder(reference))
+    if (files := _exported(Path(target))) is not None:
+        from twllm.doctor.gguf import check_gguf
+        from twllm.doctor.modelfile import check_modelfile
+
+        reading = {True: check_modelfile, False: check_gguf}
+        return [finding for file in files for finding in reading["Modelfile" in file.name](file, _folder(reference))]
     from twllm.doctor.folder import check_folder
 
     findings = check_folder(Path(target), deep=deep)
@@ -62,6 +71,15 @@ def _find(target: str | None, reference: str | None, key: str, model: str, deep:
 
     with serve_folder(Path(target)) as url:
         return [*findings, *examine(url, reference)]
+
+
+def _exported(target: Path) -> list[Path] | None:
+    """A Modelfile, or a folder of nothing but one or GGUF files; None for everything else."""
+    if target.is_file() and "Modelfile" in target.name:
+        return [target]
+    if target.is_dir() and not any((target / name).is_file() for name in ("config.json", "adapter_config.json")):
+        return [target / "Modelfile"] if (target / "Modelfile").is_file() else sorted(target.glob("*.gguf")) or None
+    return None
 
 
 def _folder(reference: str | None) -> Path | None:

@@ -1,7 +1,7 @@
 """A checkpoint folder: does everything in it fit together? Headers are read, no weights, unless asked.
 
 Every check is a function `(Folder) -> findings` in CHECKS. A check that fails to read its file says so and the others go on.
-Not covered: adapters (LoRA folders are named and left), quantisation libraries' own files.
+Adapter folders: adapter.py. Not covered: quantisation libraries' own files.
 """
 
 import json
@@ -81,9 +81,9 @@ def check_folder(path: Path, *, deep: bool = False) -> list[Finding]:
 
     folder = Folder.read(path)
     if (path / "adapter_config.json").is_file() and not folder.config:
-        base = json.loads((path / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
-        what = f"這是 LoRA 轉接器，底模是 {base} (an adapter, not a model)"
-        return [Finding("weights", "fault", what, "單獨不能回答", "先併進底模 (merge)，或讓引擎載入底模加轉接器")]
+        from twllm.doctor.adapter import check_adapter
+
+        return check_adapter(path)
     findings = [*folder.broken]
     for check in (check_weights, *CHECKS, *((check_numbers,) if deep else ())):
         findings += check(folder)

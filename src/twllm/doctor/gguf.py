@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from twllm.artifact import fingerprint
 from twllm.doctor.findings import Finding
 from twllm.errors import UserError, require_file
 from twllm.tokens.contract import default_system
@@ -26,6 +27,7 @@ def check_gguf(file: Path, reference: Path | None = None) -> list[Finding]:
     facts = read_gguf(file)
     tokenizer = ChatTokenizer.load(reference) if reference else None
     return [
+        *_check_fingerprint(facts),
         *_check_template(facts, tokenizer),
         *_check_bos(facts, tokenizer),
         *_check_end(facts, tokenizer),
@@ -73,6 +75,25 @@ def _check_template(facts: dict[str, Any], tokenizer: ChatTokenizer | None) -> I
         )
 
 
+def _check_fingerprint(facts: dict[str, Any]) -> Iterator[Finding]:
+    """The template in the file is the trained one, as `twllm export` wrote it down."""
+    trained, pieces = facts.get("twllm.template_fingerprint"), facts.get("tokenizer.ggml.tokens") or []
+    if not trained:
+        return
+    bos, eos = (facts.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos"))
+    end = pieces[eos] if eos is not None and eos < len(pieces) else ""
+    begins = [pieces[bos]] if bos is not None and bos < len(pieces) else ["", "<s>"]  # one that is in no vocabulary
+    prints = [fingerprint([facts.get("tokenizer.chat_template") or "", begin, end]) for begin in begins]
+    found = trained if trained in prints else prints[0]
+    if found == trained:
+        yield Finding("template", "ok", f"{trained} 和訓練時相同 (the trained one)")
+    else:
+        seen = f"對話範本和訓練時不同 (chat template mismatch)：訓練 {trained}，現在 {found}"
+        yield Finding(
+            "template", "fault", seen, "有人改過檔案裡的範本、BOS 或 EOS", "用 twllm export --format gguf 重匯"
+        )
+
+
 def same_prompts(one: ChatTokenizer, other: ChatTokenizer) -> bool:
     """Whether two templates write the same text for chats with and without a system text, of one and several turns."""
     turn = [{"role": "user", "content": "問"}]
@@ -95,9 +116,16 @@ def _check_bos(facts: dict[str, Any], tokenizer: ChatTokenizer | None) -> Iterat
         yield Finding(
             "bos", "fault", f"BOS 是 {bos}，參考是 {tokenizer.bos_id}", "提示的第一個詞元不同", "重新匯出 GGUF"
         )
+    elif adds and writes and "twllm.template_fingerprint" in facts:
+        yield Finding("bos", "ok", "由分詞加 BOS；llama.cpp 會拿掉範本寫的那個，Ollama 用 Modelfile 的範本")
     elif adds and writes:
         why = "範本寫了 BOS，分詞時又加一次；新版 llama.cpp 會去掉一個並警告，舊版與 Ollama 不會"
         yield Finding("bos", "warning", "add_bos_token 是 true，範本也寫 BOS", why, "add_bos_token 設成 false")
+    elif adds and tokenizer is not None and tokenizer.template and not _begins(tokenizer):
+        why = "訓練時的對話沒有 BOS，llama.cpp 卻會加"
+        yield Finding(
+            "bos", "fault", "add_bos_token 是 true (an extra BOS)", why, "add_bos_token 設成 false，或重新匯出 GGUF"
+        )
     elif tokenizer is not None and not adds and not writes and _begins(tokenizer):
         fix = "tokenizer.ggml.add_bos_token 設成 true"
         yield Finding("bos", "fault", "沒有地方會加 BOS (no BOS)", "訓練時每段對話都以 BOS 開頭", fix)

@@ -3,6 +3,7 @@
 Only headers are read, so that a 140 GB model takes a second; `check_numbers` reads everything.
 """
 
+import importlib.util
 import json
 import struct
 from collections.abc import Iterator
@@ -14,6 +15,13 @@ from twllm.doctor.findings import Finding
 if TYPE_CHECKING:
     from twllm.doctor.folder import Folder
 
+LIBRARIES = {  # what opens quantised weights: quant_method → packages
+    "torchao": ("torchao",),
+    "gptq": ("gptqmodel", "optimum"),
+    "awq": ("gptqmodel",),
+    "compressed-tensors": ("compressed_tensors",),
+    "bitsandbytes": ("bitsandbytes",),
+}
 MOST_HEADER = 100_000_000  # bytes, safetensors' own limit
 
 
@@ -90,6 +98,12 @@ def _check_shapes(folder: "Folder", header: dict[str, Any]) -> Iterator[Finding]
     if method:
         why = "量化過的權重答得和原模型不完全一樣"
         yield Finding("precision", "warning", f"量化 (quantised): {method}", why, "要比對就用原始精度")
+        needs = [name for name in LIBRARIES.get(str(method), ()) if importlib.util.find_spec(name) is None]
+        if needs:
+            seen = f"這台機器沒有 {'、'.join(needs)} (library missing)"
+            yield Finding(
+                "machine", "warning", seen, "transformers 與 torch 引擎在這裡開不了它", f"pip install {' '.join(needs)}"
+            )
 
 
 def check_numbers(folder: "Folder") -> Iterator[Finding]:

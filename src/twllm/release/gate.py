@@ -46,8 +46,9 @@ def require_licence(
     uses: Iterable[DataUse],
     accept: Collection[str] = (),
     where: object = "release.license",
+    seen: Collection[str] = (),
 ) -> list[Reason]:
-    """The reasons that were accepted.
+    """The reasons that were accepted; `seen`: texts of those that were at an earlier release of the same folder.
 
     Raises:
         UserError: a licence that the inputs do not allow, with every reason; a word that `accept` does not know.
@@ -55,7 +56,7 @@ def require_licence(
     if odd := sorted(set(accept) - set(ACCEPTABLE)):
         raise UserError("不能這樣接受 (cannot be accepted)", "、".join(odd), f"可以的有：{'、'.join(ACCEPTABLE)}")
     found = reasons(licence, base, uses)
-    refused = [reason for reason in found if reason.kind not in accept]
+    refused = [r for r in found if r.kind not in accept and not (r.kind in ACCEPTABLE and r.text in seen)]
     if not refused:
         return found
     told = "；".join(dict.fromkeys(reason.text for reason in refused))

@@ -3,14 +3,15 @@
 Needs only `gguf` and numpy: llama.cpp's converter is not in any wheel, and it refuses every byte-level vocabulary that was trained or
 extended here, because it knows vocabularies by a hash. Query and key rows of the llama architecture are reordered (llama.cpp turns
 neighbouring coordinates, transformers halves). Norms and biases stay fp32.
-Not covered: K-quants (llama.cpp makes them from this file), models that llama_shape.py refuses, splitting into several files, and
+BOS is added by llama.cpp where, and only where, the trained template begins with it; `twllm.template_fingerprint` says which template that
+is, for `twllm doctor`. K-quants: kquants.py. Not covered: models that llama_shape.py refuses, splitting into several files, and
 byte-level vocabularies whose way of cutting words llama.cpp has no name for.
 """
 
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -23,7 +24,7 @@ from twllm.artifact import explain_os_errors, sync
 from twllm.errors import UserError
 from twllm.model.llama_shape import LlamaShape, read_shape
 from twllm.model.weights import Weights, to_bf16
-from twllm.tokens.contract import require_trained_template
+from twllm.tokens.contract import trained_fingerprint
 from twllm.tokens.tokenizer import ChatTokenizer
 
 Kind = Literal["f32", "f16", "bf16", "q8_0"]
@@ -54,6 +55,11 @@ CUTS = {
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+": "llama-bpe",
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+": "qwen2",
 }
+# Our own trainer's (tokens/train.py). llama.cpp has no such expression, but no piece of ours is made of two of its parts, so cutting only at
+# digits gives the same ids, if pieces of white space are joined first (they never compete with others where we cut). What stays different: a
+# single space left over between longer white space and a word. dev/LOG.md has the counts.
+OWN = r"[\r\n]+|\p{Han}+|\p{N}| ?[\p{L}\p{M}&&[^\p{Han}]]+| ?[^\s\p{L}\p{M}\p{N}]+|\s+"
+DIGITS = "superbpe"  # llama.cpp's name for cutting at digits only
 
 
 class Tensor(NamedTuple):
@@ -71,24 +77,23 @@ def write_gguf(
     kind: Kind = "f16",
     *,
     vocabulary: bool = True,
-    allow_template_mismatch: bool = False,
+    facts: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write `out`, whole or not at all. Without `vocabulary` the file takes and gives ids only.
+    """Write `out`, whole or not at all. Without `vocabulary` the file takes and gives ids only. `facts`: name, license.
 
     Raises:
-        TemplateMismatch: the folder's chat template is not the trained one; `allow_template_mismatch` warns instead.
         UserError: not Llama-shaped, rows that q8_0 cannot cut in blocks, a vocabulary without a GGUF form, or no space.
     """
     folder, out = Path(folder), Path(out)
     shape, weights = read_shape(folder), Weights(folder)
-    tokenizer = ChatTokenizer.load(folder) if vocabulary else None
-    if tokenizer is not None:
-        require_trained_template(folder, tokenizer, allow_mismatch=allow_template_mismatch)
+    told = {f"general.{key}": value for key, value in (facts or {}).items() if value}
+    if fingerprint := trained_fingerprint(folder) if vocabulary else None:
+        told["twllm.template_fingerprint"] = fingerprint
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     with explain_os_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         try:
-            _write(partial, shape, weights, kind, tokenizer)
+            _write(partial, shape, weights, kind, ChatTokenizer.load(folder) if vocabulary else None, told)
             sync(partial)
             partial.replace(out)
         finally:
@@ -96,9 +101,18 @@ def write_gguf(
     return out
 
 
-def _write(file: Path, shape: LlamaShape, weights: Weights, kind: Kind, tokenizer: ChatTokenizer | None) -> None:
+def _write(
+    file: Path,
+    shape: LlamaShape,
+    weights: Weights,
+    kind: Kind,
+    tokenizer: ChatTokenizer | None,
+    told: Mapping[str, str],
+) -> None:
     writer = GGUFWriter(file, ARCHITECTURES[shape.kind])
     _describe(writer, shape, kind)
+    for name, value in told.items():
+        writer.add_string(name, value)
     if tokenizer is None:
         writer.add_tokenizer_model("no_vocab")
     else:
@@ -220,16 +234,27 @@ def _vocabulary(writer: GGUFWriter, tokenizer: ChatTokenizer, size: int) -> None
         writer.add_token_scores(_scores(tokens, merges))
         writer.add_add_space_prefix(_begins_with_space(file))
     else:
-        writer.add_token_merges(merges)
-        writer.add_tokenizer_pre(_cut(file))
+        cut = _cut(file)
+        writer.add_token_merges(white_first(merges) if cut == DIGITS else merges)
+        writer.add_tokenizer_pre(cut)
     if tokenizer.bos_id is not None:
         writer.add_bos_token_id(tokenizer.bos_id)
-        writer.add_add_bos_token(True)  # llama.cpp takes a template's own away, so that there is one
+        writer.add_add_bos_token(
+            begins_with_bos(tokenizer)
+        )  # llama.cpp takes a template's own away, so that there is one
     writer.add_eos_token_id(tokenizer.eos_id)
     writer.add_pad_token_id(tokenizer.pad_id)
     if tokenizer.template:
         writer.add_chat_template(tokenizer.template)
-        writer.add_string("twllm.template_fingerprint", tokenizer.template_fingerprint)
+
+
+def begins_with_bos(tokenizer: ChatTokenizer) -> bool:
+    """Whether what the model was trained on begins with the begin token: its chats, or where there is no template, its texts."""
+    if not tokenizer.template or tokenizer.bos_id is None:
+        return tokenizer.bos_id is not None
+    return tokenizer.encode_chat([{"role": "user", "content": "問"}], add_generation_prompt=True).ids[:1] == [
+        tokenizer.bos_id
+    ]
 
 
 def _tokens(
@@ -287,9 +312,19 @@ def _cut(file: dict[str, Any]) -> str:
             found.append(next(iter(CUTS)))
         elif part["type"] not in {"ByteLevel", "Sequence"}:
             found.append(part["type"])
+    if found == [OWN]:
+        return DIGITS
     if len(found) != 1 or found[0] not in CUTS:
         raise _no_form(f"pre_tokenizer {'、'.join(map(str, found)) or '-'}")
     return CUTS[found[0]]
+
+
+def white_first(merges: list[str]) -> list[str]:
+    """The merges with those of ASCII white space in front, both parts in their order."""
+    white = set(
+        "ĠĊĉčċČ "
+    )  # space, newline, tab, carriage return, vertical tab, form feed as byte-level BPE writes them
+    return sorted(merges, key=lambda pair: not set(pair) <= white)
 
 
 def _no_form(what: str) -> UserError:

@@ -23,7 +23,9 @@ from twllm.errors import UserError, require_file
 PREFIX = "base_model.model."
 LINEAR = re.compile(r"(?P<module>.+)\.lora_(?P<part>[AB])(?:\.[\w-]+)?\.weight$")
 TABLE = re.compile(r"(?P<module>.+)\.lora_embedding_(?P<part>[AB])(?:\.[\w-]+)?$")
-SAVED = re.compile(r"(?:\.modules_to_save(?:\.[\w-]+)?)?(\.(?:weight|bias))$")
+SAVED = re.compile(
+    r"(?:\.modules_to_save(?:\.[\w-]+)?|\.base_layer)?(\.(?:weight|bias))$"
+)  # whole tensors, also an adapted embedding's own
 TOKENIZER = ("tokenizer*", "chat_template.jinja", "special_tokens_map.json", "added_tokens.json")
 # fmt: off
 REFUSED = {"use_dora": "DoRA", "alora_invocation_tokens": "aLoRA", "layer_replication": "layer_replication", "lora_bias": "lora_bias",
@@ -128,7 +130,8 @@ class Changes:
         """The tensor as it is after the merge."""
         if name in self.saved:
             self.used.add(name)
-            return self.saved[name].to(weight.dtype).contiguous()
+            _same_shape(name, self.saved[name], weight)
+            weight = self.saved[name].to(weight.dtype).contiguous()
         if name not in self.parts:
             return weight
         self.used.add(name)
@@ -136,10 +139,16 @@ class Changes:
         change = B @ A  # (out, r) @ (r, in)
         if name in self.tables or self.config.get("fan_in_fan_out"):
             change = change.T
-        if change.shape != weight.shape:
-            what = f"轉接器是 {tuple(change.shape)}，底模是 {tuple(weight.shape)} (shapes differ)"
-            raise UserError(what, name, "確認底模：詞彙擴充過的轉接器要配同一個擴充過的底模")
+        _same_shape(name, change, weight)
         return (weight.float() + self._scale(name) * change).to(weight.dtype)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape that each tensor has to have in the base."""
+        found = {name: tuple(tensor.shape) for name, tensor in self.saved.items()}
+        for name, parts in self.parts.items():
+            size = (parts["B"].shape[0], parts["A"].shape[1])
+            found[name] = size[::-1] if name in self.tables or self.config.get("fan_in_fan_out") else size
+        return found
 
     def _scale(self, name: str) -> float:
         module = name.removesuffix(".weight")
@@ -171,6 +180,12 @@ def _tensors(adapter: Path) -> Iterator[tuple[str, torch.Tensor]]:
                 yield name, tensors.get_tensor(name)
     except SafetensorError as error:
         raise UserError(f"權重檔壞了或不完整 (broken safetensors): {error}", file, "重新下載這個檔案") from error
+
+
+def _same_shape(name: str, ours: torch.Tensor, base: torch.Tensor) -> None:
+    if ours.shape != base.shape:
+        what = f"轉接器是 {tuple(ours.shape)}，底模是 {tuple(base.shape)} (shapes differ)"
+        raise UserError(what, name, "確認底模：詞彙擴充過的轉接器要配同一個擴充過的底模")
 
 
 def _matching(pattern: dict[str, Any] | None, module: str, default: Any) -> Any:
