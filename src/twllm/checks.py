@@ -9,6 +9,7 @@ from twllm import data
 from twllm.errors import UserError, did_you_mean
 from twllm.evaluate.sources import DATASETS, find_files, read_items, with_gold
 from twllm.evaluate.task import find_tasks
+from twllm.export import check_release
 from twllm.model.sizes import SIZES
 from twllm.recipe import Loaded, Recipe
 from twllm.tokens.build import check_licences
@@ -28,6 +29,7 @@ def check_recipe(loaded: Loaded) -> None:
     _check_phases(recipe, where)
     _check_paths(recipe)
     _check_licences(recipe)
+    check_release(recipe)
     _check_evaluation(recipe, where)
 
 

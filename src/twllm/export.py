@@ -32,7 +32,6 @@ from twllm.release.facts import (
     shown,
 )
 from twllm.release.gate import require_licence
-from twllm.release.merge import is_adapter, merge_adapter, read_adapter_config
 from twllm.tokens.contract import require_trained_template
 from twllm.tokens.tokenizer import ChatTokenizer
 
@@ -68,6 +67,8 @@ def export(model: str, out: Path, asked: Export, tell: Tell = lambda text: None)
         UserError: a licence that the inputs do not allow, another template than the trained one, a model or vocabulary that a
             format cannot hold, a library that is missing.
     """
+    from twllm.release.merge import is_adapter, merge_adapter
+
     check_formats(asked.formats, asked.gguf_types)
     source = fetch(model, patterns=(*PATTERNS, "README.md"))
     with ExitStack() as stack:
@@ -192,6 +193,8 @@ def _read_merged(facts: ModelFacts, merged: Path) -> ModelFacts:
 
 
 def _base_of(adapter: Path, given: str) -> tuple[Path, str]:
+    from twllm.release.merge import read_adapter_config
+
     named = given or str(read_adapter_config(adapter).get("base_model_name_or_path") or "")
     if not named:
         raise UserError("轉接器沒說底模是誰 (no base named)", adapter, "用 --base 給底模資料夾或 hub 名稱")
@@ -305,7 +308,7 @@ def _gguf(
     for type_ in kinds:
         file = place / f"{Path(facts.name).name}-{type_}.gguf"
         if not file.is_file():
-            write_gguf_kind(folder, file, type_, facts)
+            write_gguf_kind(folder, file, type_, facts, asked.allow_template_mismatch)
             if type_ not in ("f32", "f16", "bf16"):
                 after = try_measuring(measure_gguf, file, folder) if asked.scores else {}
                 rows.append(
@@ -319,16 +322,18 @@ def _gguf(
     return rows
 
 
-def write_gguf_kind(folder: Path, file: Path, kind: str, facts: ModelFacts) -> None:
+def write_gguf_kind(
+    folder: Path, file: Path, kind: str, facts: ModelFacts, allow_template_mismatch: bool = False
+) -> None:
     """One GGUF file of any kind."""
     from twllm.release.gguf import write_gguf
     from twllm.release.kquants import write_kquant
 
     told = {"name": facts.name, "license": facts.license}
     if kind in EXACT:
-        write_gguf(folder, file, kind, facts=told)  # type: ignore[arg-type]
+        write_gguf(folder, file, kind, facts=told, allow_template_mismatch=allow_template_mismatch)  # type: ignore[arg-type]
     else:
-        write_kquant(folder, file, kind, facts=told)
+        write_kquant(folder, file, kind, facts=told, allow_template_mismatch=allow_template_mismatch)
 
 
 def _write_modelfile(folder: Path, target: Path, model: str, asked: Export, facts: ModelFacts) -> None:

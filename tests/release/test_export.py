@@ -90,6 +90,20 @@ def test_all_engines_open_it(model: Path, tmp_path: Path) -> None:
     assert row is not None and int(row.argmax()) == expected
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_the_torch_engine_opens_int8(model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torchao")
+    from twllm.serve.engine import TorchEngine
+    from twllm.serve.generation import Sampling
+
+    export(str(model), tmp_path / "out", Export(formats=("int8",), scores=False))
+    engine = TorchEngine(tmp_path / "out", threads=1, precision="fp32")
+    try:
+        assert len(list(engine.generate([5, 6, 7, 8], Sampling(temperature=0.0, max_tokens=3)))) >= 1
+    finally:
+        engine.close()
+
+
 def test_several_formats_beside_each_other(model: Path, tmp_path: Path) -> None:
     pytest.importorskip("gguf")
     asked = Export(formats=("hf", "gguf", "ollama"), gguf_types=("f16", "bf16"), scores=False)

@@ -270,3 +270,20 @@ def test_k_quants(tmp_path: Path, tiny_tokenizer: ChatTokenizer) -> None:
             == tiny_tokenizer.backend.encode(SENTENCES[0], add_special_tokens=False).ids
         )
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+def test_another_template_than_the_trained_one_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    from twllm.model.build import load, save
+    from twllm.tokens.contract import TemplateMismatch
+
+    tokenizer = ChatTokenizer.load(tiny_checkpoint)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    save(load(tiny_checkpoint), tokenizer, folder)
+    written = value(read(write_gguf(folder, tmp_path / "good.gguf")), "twllm.template_fingerprint")
+    assert written == tokenizer.template_fingerprint
+    tokenizer.with_template("taiwan-llm-v1").save(folder)
+    with pytest.raises(TemplateMismatch, match="template mismatch"):
+        write_gguf(folder, tmp_path / "bad.gguf")
+    assert not (tmp_path / "bad.gguf").exists()
+    assert write_gguf(folder, tmp_path / "bad.gguf", allow_template_mismatch=True).exists()

@@ -24,7 +24,7 @@ from twllm.artifact import explain_os_errors, sync
 from twllm.errors import UserError
 from twllm.model.llama_shape import LlamaShape, read_shape
 from twllm.model.weights import Weights, to_bf16
-from twllm.tokens.contract import trained_fingerprint
+from twllm.tokens.contract import require_trained_template, trained_fingerprint
 from twllm.tokens.tokenizer import ChatTokenizer
 
 Kind = Literal["f32", "f16", "bf16", "q8_0"]
@@ -78,22 +78,27 @@ def write_gguf(
     *,
     vocabulary: bool = True,
     facts: Mapping[str, str] | None = None,
+    allow_template_mismatch: bool = False,
 ) -> Path:
     """Write `out`, whole or not at all. Without `vocabulary` the file takes and gives ids only. `facts`: name, license.
 
     Raises:
+        TemplateMismatch: the folder's chat template is not the trained one; `allow_template_mismatch` warns instead.
         UserError: not Llama-shaped, rows that q8_0 cannot cut in blocks, a vocabulary without a GGUF form, or no space.
     """
     folder, out = Path(folder), Path(out)
     shape, weights = read_shape(folder), Weights(folder)
     told = {f"general.{key}": value for key, value in (facts or {}).items() if value}
-    if fingerprint := trained_fingerprint(folder) if vocabulary else None:
-        told["twllm.template_fingerprint"] = fingerprint
+    tokenizer = ChatTokenizer.load(folder) if vocabulary else None
+    if tokenizer is not None:
+        require_trained_template(folder, tokenizer, allow_mismatch=allow_template_mismatch)
+        if tokenizer.template:
+            told["twllm.template_fingerprint"] = trained_fingerprint(folder) or tokenizer.template_fingerprint
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     with explain_os_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         try:
-            _write(partial, shape, weights, kind, ChatTokenizer.load(folder) if vocabulary else None, told)
+            _write(partial, shape, weights, kind, tokenizer, told)
             sync(partial)
             partial.replace(out)
         finally:

@@ -18,7 +18,13 @@ KINDS = {"q2_k": "Q2_K", "q3_k_m": "Q3_K_M", "q4_0": "Q4_0", "q4_k_s": "Q4_K_S",
 
 
 def write_kquant(
-    folder: Path, out: Path, kind: str, *, facts: Mapping[str, str] | None = None, threads: int | None = None
+    folder: Path,
+    out: Path,
+    kind: str,
+    *,
+    facts: Mapping[str, str] | None = None,
+    threads: int | None = None,
+    allow_template_mismatch: bool = False,
 ) -> Path:
     """Write `out`, whole or not at all; needs room for the model in fp32 beside it.
 
@@ -34,7 +40,7 @@ def write_kquant(
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     with explain_os_errors(out):
         try:
-            write_gguf(folder, exact, "f32", facts=facts)
+            write_gguf(folder, exact, "f32", facts=facts, allow_template_mismatch=allow_template_mismatch)
             quiet = _quiet(lib)
             settings = lib.llama_model_quantize_default_params()
             settings.ftype = getattr(lib, f"LLAMA_FTYPE_MOSTLY_{KINDS[kind]}")

@@ -40,7 +40,7 @@ def open_runner(model: Any, *, slots: int = SLOTS, kv_bytes: int | None = None) 
     """
     config = model.config.get_text_config()
     context = int(getattr(config, "max_position_embeddings", None) or CONTEXT)
-    if is_llama_shaped(model):
+    if is_llama_shaped(model) and not getattr(model, "hf_quantizer", None):  # quantised weights are not joined
         sample = [(7 * i + 3) % config.vocab_size for i in range(min(24, context))]
         with torch.inference_mode():
             expected = model(input_ids=torch.tensor([sample], device=model.device), use_cache=False).logits[0].float()
