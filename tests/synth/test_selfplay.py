@@ -115,10 +115,10 @@ def test_budget_stops_before_it_is_exceeded_and_goes_on(tmp_path: Path) -> None:
         paid = part["tokens"]["in"] + part["tokens"]["out"]
         worst = 2_500  # bytes of the longest prompt and 1,500 tokens of an answer
         assert total * 2 // 3 - worst < paid <= total * 2 // 3
-        before = everything(tmp_path / "part")
+        # Places that requests in flight held back are free again, so a small request more may fit in.
         again = play(tmp_path / "part", server.url, settings, BudgetConfig(max_tokens_total=total * 2 // 3))
-        assert again["tokens"] == part["tokens"]
-        assert everything(tmp_path / "part") == before
+        assert paid <= again["tokens"]["in"] + again["tokens"]["out"] <= total * 2 // 3
+        assert (again["complete"], again["stopped_by"]) == (False, "budget")
         assert play(tmp_path / "part", server.url, settings)["complete"]
         assert set(server.answered.values()) == {1}
     assert rows_of(tmp_path / "part") == rows_of(tmp_path / "whole")
