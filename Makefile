@@ -1,6 +1,7 @@
 # make demo    install what the demo needs, run recipes/tiny.toml end to end, open the chat   (CHAT=0: stop after evaluation)
-# make test    install everything for development, run checks and the full test suite
+# make test    install everything for development, run checks and the full test suite   (JOBS=2: test files at a time)
 # make docs    write the generated pages of docs/ anew
+# make leaderboard   time to 80/100 culture questions, three runs on a quiet machine, a row in dev/LEADERBOARD.md
 # make tgi-client   a venv with text-generation's own client, for the test that needs it (TWLLM_TGI_CLIENT_PYTHON)
 # make setup   install only, for both of the above
 
@@ -11,8 +12,9 @@ PIP := $(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt
 RUN ?= runs/tiny
 CHAT ?= 1
 PORT ?= 8080
+JOBS ?= 2
 
-.PHONY: setup demo test check docs clean tgi-client
+.PHONY: setup demo test check docs clean tgi-client leaderboard
 
 setup: $(VENV)/.dev
 
@@ -41,10 +43,14 @@ check: $(VENV)/.dev
 	$(BIN)/mypy
 
 test: check
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 docs: $(VENV)/.dev
 	$(BIN)/python docs/build.py
+	$(BIN)/python docs/plan_tables.py
+
+leaderboard: $(VENV)/.core
+	$(BIN)/python benchmarks/culture_minutes.py --runs 3 --add
 
 tgi-client: $(VENV)/.venv
 	$(PYTHON) -m venv $(VENV)/tgi-client

@@ -15,7 +15,7 @@ ALLOWED = {
     "corpus": {"data", "artifact", "config", "errors"},
     "tokens": {"corpus", "data", "artifact", "config", "errors"},
     "model": {"tokens", "corpus", "data", "artifact", "config", "errors"},
-    "train": {"model", "tokens", "corpus", "data", "artifact", "config", "errors", "recipe"},
+    "train": {"release", "model", "tokens", "corpus", "data", "artifact", "config", "errors", "recipe"},
     "feedback": {"tokens", "corpus", "data", "artifact", "config", "errors"},
     "serve": {"release", "train", "model", "tokens", "corpus", "feedback", "data", "artifact", "config", "errors"},
     "evaluate": {"synth", "serve", "train", "model", "tokens", "corpus", "data", "artifact", "config", "errors"},

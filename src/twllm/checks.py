@@ -1,24 +1,27 @@
 """Everything that can be known to be wrong before the first costly step."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import islice
 from pathlib import Path
 
 from twllm import data
-from twllm.errors import UserError, did_you_mean
+from twllm.errors import UserError, did_you_mean, require_file
 from twllm.evaluate.sources import DATASETS, find_files, read_items, with_gold
 from twllm.evaluate.task import find_tasks
 from twllm.export import check_release
+from twllm.model.rope import context_limit, scaled
 from twllm.model.sizes import SIZES
 from twllm.recipe import Loaded, Recipe
 from twllm.tokens.build import check_licences
+from twllm.tokens.contract import check_same_tokenizer
 from twllm.tokens.conversation import read_dataset
+from twllm.tokens.tokenizer import ChatTokenizer
 from twllm.train.config import OptimConfig
 
 
-def check_recipe(loaded: Loaded) -> None:
-    """Cross-checks between sections, and that every named file exists.
+def check_recipe(loaded: Loaded, missing: list[str] | None = None) -> None:
+    """Cross-checks between sections, and that every named file exists; with a list, those that do not are put into it instead.
 
     Raises:
         UserError: the first problem found.
@@ -26,11 +29,12 @@ def check_recipe(loaded: Loaded) -> None:
     recipe, where = loaded.recipe, loaded.file
     _check_base(recipe, where)
     _check_context(recipe, where)
+    _check_teachers(recipe, where)
     _check_phases(recipe, where)
-    _check_paths(recipe)
-    _check_licences(recipe)
+    _check_paths(recipe, missing)
+    _check_licences(recipe, missing or ())
     check_release(recipe)
-    _check_evaluation(recipe, where)
+    _check_evaluation(recipe, where, missing)
 
 
 def _check_base(recipe: Recipe, where: Path) -> None:
@@ -39,6 +43,17 @@ def _check_base(recipe: Recipe, where: Path) -> None:
         raise UserError("[base] 要給 size 或 model 其中一個 (exactly one of size, model)", where, '例如 size = "tiny"')
     if base.size is not None and base.size not in SIZES:
         raise UserError("沒有這個模型大小 (unknown size)", f"base.size = {base.size}", did_you_mean(base.size, SIZES))
+    if base.size and (base.prune or base.deepen):
+        raise UserError(
+            "從頭訓練沒有東西可剪或可加深 (nothing to prune or deepen)", f"{where}: base.size = {base.size}", "改給 base.model"
+        )  # fmt: skip
+    if base.prune and base.deepen:
+        raise UserError("剪和加深只能選一個 (prune or deepen, not both)", where, "拿掉 [base.prune] 或 [base.deepen]")
+    if base.prune and not recipe.corpus.sources:
+        raise UserError("剪模型要有文字 (pruning needs texts)", f"{where}: [base.prune]", "加上 [[corpus.sources]]")
+    if base.size and base.rope:
+        fix = "拿掉 [base.rope]，直接把 context 設成要的長度"
+        raise UserError("從頭訓練不必縮放位置 (nothing to extend from scratch)", f"{where}: base.rope", fix)
     if base.model and recipe.tokenizer.method == "train":
         raise UserError(
             "已有的模型不能換成全新的分詞器 (its embeddings would mean nothing)", f"{where}: tokenizer.method = train",
@@ -62,13 +77,34 @@ def _check_context(recipe: Recipe, where: Path) -> None:
     if not file.is_file():
         return
     try:
-        limit = json.loads(file.read_text(encoding="utf-8")).get("max_position_embeddings")
+        config = json.loads(file.read_text(encoding="utf-8"))
+        config |= scaled(config, recipe.base.rope, where) if recipe.base.rope else {}
+        limit = context_limit(config)
     except (ValueError, AttributeError) as error:
         raise UserError(f"JSON 壞了 (broken JSON): {error}", file, "重新下載或重建這個檔案") from error
     for name, phase in phases(recipe):
-        if isinstance(limit, int) and phase.context > limit:
+        if limit is not None and phase.context > limit:
             what = f"{name}.context {phase.context} 超過模型的 {limit} (longer than the model's positions)"
-            raise UserError(what, where, f"把 {name}.context 降到 {limit} 以下")
+            raise UserError(what, where, f"把 {name}.context 降到 {limit} 以下，或用 [base.rope] 加長")
+
+
+def _check_teachers(recipe: Recipe, where: Path) -> None:
+    """Every teacher is a model folder (or a hub name) whose tokenizer can be the model's own."""
+    for name, phase in phases(recipe):
+        teacher = getattr(phase, "teacher", None)
+        if teacher is None:
+            continue
+        if recipe.tokenizer.method == "train":
+            raise UserError(
+                "老師的分詞器要和模型的一樣，全新的分詞器不可能 (a new tokenizer is not the teacher's)",
+                f"{where}: {name}.teacher",
+                '給 [base] model，並用 [tokenizer] method = "keep"',
+            )
+        if "/" not in teacher.model or Path(teacher.model).is_absolute():
+            require_file(Path(teacher.model) / "config.json", "老師不是模型資料夾 (the teacher is no model folder)")
+        if recipe.tokenizer.method == "keep" and all(Path(str(m)).is_dir() for m in (recipe.base.model, teacher.model)):
+            ours = ChatTokenizer.load(str(recipe.base.model)).with_template(recipe.template.name)
+            check_same_tokenizer(ChatTokenizer.load(teacher.model), ours, f"{where}: {name}.teacher")
 
 
 def phases(recipe: Recipe) -> Iterator[tuple[str, OptimConfig]]:
@@ -104,7 +140,7 @@ def _check_phases(recipe: Recipe, where: Path) -> None:
             )
 
 
-def _check_paths(recipe: Recipe) -> None:
+def _check_paths(recipe: Recipe, missing: list[str] | None = None) -> None:
     datasets = [
         d.path
         for name, phase in (("sft", recipe.sft), ("feedback", recipe.feedback))
@@ -116,17 +152,23 @@ def _check_paths(recipe: Recipe) -> None:
         *datasets,
         *recipe.corpus.decontaminate_against,
         *recipe.evaluate.contamination,
+        *(text for _, phase in phases(recipe) if phase.forgetting for text in phase.forgetting.texts),
     ]:
-        _check_path(path)
+        try:
+            _check_path(path)
+        except UserError:
+            if missing is None or path.startswith(data.PREFIX):
+                raise
+            missing.append(path)
     if "culture" in recipe.evaluate.suites:
         _check_path(recipe.evaluate.questions)
 
 
-def _check_licences(recipe: Recipe) -> None:
+def _check_licences(recipe: Recipe, missing: Collection[str] = ()) -> None:
     """The first conversation of each data set that names no licence carries its own (all are checked when tokenised)."""
     for phase in (recipe.sft, recipe.feedback):
         for dataset in phase.datasets if phase.enabled else ():
-            if not dataset.license and not dataset.path.startswith(data.PREFIX):
+            if not dataset.license and not dataset.path.startswith(data.PREFIX) and dataset.path not in missing:
                 check_licences(dataset, islice(read_dataset(dataset), 1))
 
 
@@ -145,10 +187,11 @@ def _check_path(path: str) -> None:
         )
 
 
-def _check_evaluation(recipe: Recipe, where: Path) -> None:
+def _check_evaluation(recipe: Recipe, where: Path, missing: list[str] | None = None) -> None:
     evaluate = recipe.evaluate
     data_folder = None if evaluate.tceval_data is None else Path(evaluate.tceval_data)
-    tasks, _ = with_gold(find_tasks(evaluate.suites), evaluate.suites, data_folder)
+    there = None if missing is not None and data_folder and not data_folder.exists() else data_folder
+    tasks, _ = with_gold(find_tasks(evaluate.suites), evaluate.suites, there)
     for task in tasks:
         if task.kind.startswith("judge"):
             fix = "訓練完再跑 twllm eval MODEL --suite … --judge-url …"
@@ -162,6 +205,8 @@ def _check_evaluation(recipe: Recipe, where: Path) -> None:
             read_items(task, evaluate.questions, None)
         elif data_folder is None:
             raise UserError("TC-Eval 要有題目資料夾 (evaluate.tceval_data missing)", where, '加上 tceval_data = "…"')
+        elif missing is not None and "://" not in str(data_folder) and not data_folder.exists():
+            missing += [] if str(data_folder) in missing else [str(data_folder)]
         elif not DATASETS.match(str(data_folder)):
             find_files(task, data_folder)
     for suite in evaluate.gates:

@@ -2,11 +2,11 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from twllm.corpus import commands_dedup, commands_region
+from twllm.corpus import commands_dedup, commands_privacy, commands_region
 from twllm.corpus.commands import check, convert
 from twllm.corpus_commands import app as corpus_app
 from twllm.doctor.commands import doctor
@@ -16,9 +16,12 @@ from twllm.evaluate.compare import compare
 from twllm.export_commands import export
 from twllm.feedback.commands import app as feedback_app
 from twllm.model_commands import app as model_app
+from twllm.planning.commands import plan, print_dry_run
 from twllm.serve.commands import register as register_serving
 from twllm.synth.commands import app as synth_app
 from twllm.tokenizer_commands import app as tokenizer_app
+from twllm.train.launch import deepspeed_config, slurm
+from twllm.train.watch_commands import seen, watch
 
 app = typer.Typer(
     name="twllm", no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
@@ -34,14 +37,20 @@ for name, sub in (
     ("train", train_app),
 ):
     app.add_typer(sub, name=name)
+train_app.command("watch")(watch)
+train_app.command("seen")(seen)
+train_app.command("slurm")(slurm)
+train_app.command("deepspeed-config")(deepspeed_config)
 app.add_typer(feedback_app, name="feedback")
 app.add_typer(eval_app, name="eval")
 app.add_typer(synth_app, name="synth")
 commands_region.register(corpus_app)
 commands_dedup.register(corpus_app)
+commands_privacy.register(corpus_app)
 app.command()(check)
 app.command()(convert)
 app.command()(compare)
+app.command()(plan)
 register_serving(app)
 app.command()(doctor)
 app.command()(export)
@@ -64,7 +73,8 @@ def main() -> None:
     except UserError as error:
         if debug:
             raise
-        print(error, file=sys.stderr)
+        if not getattr(error, "told", False):  # of several processes one tells it
+            print(error, file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("\n已中斷；用同一個指令重跑會接續 (interrupted; run the same command again to go on)", file=sys.stderr)
@@ -83,53 +93,14 @@ def run(
     """從語料到評測，整份配方跑一遍；中斷後重跑會接續 (run a recipe; rerun to resume)."""
     from twllm.recipe import load_machine, load_recipe
 
-    loaded, settings = load_recipe(recipe, set_ or ()), load_machine(machine)
+    loaded, settings = load_recipe(recipe, set_ or (), unset_ok=dry_run), load_machine(machine)
     folder = out or Path("runs") / loaded.recipe.name
     if dry_run:
-        _print_dry_run(loaded, folder, settings)
+        print_dry_run(loaded, folder, settings)
         return
     from twllm.run import run_recipe
 
     run_recipe(loaded, folder, settings, until)
-
-
-def _print_dry_run(loaded: Any, out: Path, machine: Any) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    from twllm.plan import dry_run
-    from twllm.train.machine import peak_tflops, resolve_machine
-
-    resolved = resolve_machine(machine, 0)
-    plan = dry_run(loaded, out, machine, machine.peak_tflops or peak_tflops(resolved))
-    console = Console()
-    stages = Table("階段 stage", "會執行？ will run", title=f"{loaded.recipe.name} → {out}")
-    for name, reason in plan.stages:
-        stages.add_row(name, escape(reason) or "· 已完成 (up to date)")
-    phases = Table("訓練 phase", "詞元 tokens", "步數 steps", "FLOPs", "詞元數 count")
-    for row in plan.phases:
-        phases.add_row(
-            row.name,
-            f"{row.tokens:,}",
-            f"{row.steps:,}",
-            f"{row.flops:.2e}",
-            "實際 counted" if row.measured else "估計 estimated",
-        )
-    console.print(stages, phases)
-    console.print(
-        f"參數 parameters {plan.parameters:,}；記憶體 memory 約 {plan.memory_bytes / 2**30:.2f} GiB（訓練 training）"
-    )
-    console.print(
-        f"時間 time 約 {_duration(plan.seconds)}（{resolved.device}，{resolved.precision}，峰值 peak {plan.peak_tflops:.3g} TFLOP/s）"
-    )
-
-
-def _duration(seconds: float) -> str:
-    for unit, size in (("天 days", 86400), ("小時 hours", 3600), ("分鐘 minutes", 60)):
-        if seconds >= size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} 秒 seconds"
 
 
 @app.command()
@@ -184,12 +155,16 @@ def _train(
     template: str | None,
     licence: str,
     show: int,
+    find_lr: bool = False,
 ) -> None:
     from twllm.train.alone import train_alone
 
-    train_alone(phase, model, sources, out, sets or [], machine, template, licence, show)
+    train_alone(phase, model, sources, out, sets or [], machine, template, licence, show, find_lr)
 
 
+FindLr = Annotated[
+    bool, typer.Option("--find-lr", help="只找學習率：OUT 裡是曲線與圖，什麼都不訓練 (learning-rate finder)")
+]
 LICENCE = typer.Option(help="資料的授權條款，資料列沒寫時用 (licence of rows that carry none)")
 TEMPLATE = typer.Option(help="對話範本；不給就用模型自己的 (default: the model's own)")
 
@@ -202,27 +177,30 @@ def train_pretrain(
     set_: Sets = None,
     machine: Machine = None,
     license: Annotated[str, LICENCE] = "",
+    find_lr: FindLr = False,
 ) -> None:
     """繼續預訓練：每個詞元都學 (continued pretraining). --set lr=1e-5 等同配方的 pretrain.lr."""
-    _train("pretrain", model, data, out, set_, machine, None, license, 0)
+    _train("pretrain", model, data, out, set_, machine, None, license, 0, find_lr)
 
 
 @train_app.command("sft")
 def train_sft(
     model: Model, data: Data, out: Target, set_: Sets = None, machine: Machine = None, template: Annotated[str | None, TEMPLATE] = None,
     license: Annotated[str, LICENCE] = "", show: Annotated[int, typer.Option(help="印出前 N 筆，學的詞元上色後就結束 (show the loss mask)")] = 0,
+    find_lr: FindLr = False,
 ) -> None:  # fmt: skip
     """監督式微調：只學助理說的話 (supervised fine-tuning)."""
-    _train("sft", model, data, out, set_, machine, template, license, show)
+    _train("sft", model, data, out, set_, machine, template, license, show, find_lr)
 
 
 @train_app.command("feedback")
 def train_feedback(
     model: Model, data: Data, out: Target, set_: Sets = None, machine: Machine = None, template: Annotated[str | None, TEMPLATE] = None,
     license: Annotated[str, LICENCE] = "", show: Annotated[int, typer.Option(help="印出前 N 筆，學的詞元上色後就結束 (show the loss mask)")] = 0,
+    find_lr: FindLr = False,
 ) -> None:  # fmt: skip
     """回饋微調：只學得到好評的回答 (positively rated answers)."""
-    _train("feedback", model, data, out, set_, machine, template, license, show)
+    _train("feedback", model, data, out, set_, machine, template, license, show, find_lr)
 
 
 if __name__ == "__main__":

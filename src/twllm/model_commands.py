@@ -1,11 +1,16 @@
-"""`twllm model`: give a checkpoint another vocabulary or experts, and look at how experts are used."""
+"""`twllm model`: give a checkpoint another vocabulary or experts, and look at how experts are used; sizes are in size_commands.py."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="改模型的形狀：詞彙、專家混合 (vocabulary, mixture of experts).")
+from twllm import size_commands
+
+app = typer.Typer(
+    no_args_is_help=True, help="改模型的形狀：大小、深度、詞彙、專家混合 (size, depth, vocabulary, experts)."
+)
+size_commands.register(app)
 
 Out = Annotated[Path, typer.Option("--out", help="輸出資料夾")]
 Checkpoint = Annotated[str, typer.Argument(help="模型資料夾或 hub 名稱 (checkpoint)", metavar="MODEL")]
@@ -118,3 +123,52 @@ def experts_report(
             )
     Console().print(table)
     print(out / "experts.png")
+
+
+@app.command("average")
+def average_models(
+    models: Annotated[list[str], typer.Argument(help="兩個以上的模型 (checkpoints)", metavar="MODEL...")],
+    out: Out,
+    weights: Annotated[str, typer.Option(help="每個的權重，用逗號隔開；不給就相等 (weights)")] = "",
+) -> None:
+    """幾個檢查點的權重平均 (mean of checkpoints, a "model soup")."""
+    from twllm.artifact import hash_path, write_folder, write_manifest
+    from twllm.errors import UserError
+    from twllm.model.average import average
+    from twllm.model.hub import fetch
+
+    try:
+        shares = [float(part) for part in weights.split(",")] if weights else [1.0] * len(models)
+    except ValueError as error:
+        raise UserError("權重要是數字 (weights are numbers)", f"--weights {weights}", "例如 --weights 1,1,2") from error
+    folders = [fetch(model) for model in models]
+    inputs = {model: hash_path(folder) for model, folder in zip(models, folders, strict=True)}
+    with write_folder(out) as folder:
+        facts = average(folders, shares, folder)
+        write_manifest(folder, "model-average", {"weights": shares}, inputs, metrics=facts)
+    print(f"{out}：{facts['averaged']} 個檢查點的平均 (mean of checkpoints)")
+
+
+@app.command("rope")
+def rope_model(
+    model: Checkpoint,
+    out: Out,
+    type: Annotated[str, typer.Option(help="linear、dynamic、yarn、theta")],
+    factor: Annotated[float, typer.Option(help="上下文變成幾倍 (times longer)")],
+    theta: Annotated[float | None, typer.Option(help="theta 的新底數；不給就用 NTK 的公式 (new base)")] = None,
+) -> None:
+    """加長上下文：只改位置編碼，寫進 config.json (longer context by RoPE scaling)."""
+    from twllm.artifact import hash_path, write_folder, write_manifest
+    from twllm.model.hub import fetch
+    from twllm.model.rope import context_limit, extend_folder
+    from twllm.model.rope_config import RopeConfig
+    from twllm.recipe import validate
+
+    settings, source = (
+        validate(RopeConfig, {"type": type, "factor": factor, "theta": theta}, "twllm model rope"),
+        fetch(model),
+    )
+    with write_folder(out) as folder:
+        changes = extend_folder(source, settings, folder)
+        write_manifest(folder, "model-rope", settings.model_dump(), {"model": hash_path(source)}, metrics=changes)
+    print(f"{out}：最多 {context_limit(changes):,} 個詞元 (positions)，{changes['rope_parameters']}")

@@ -1,38 +1,68 @@
-"""`--dry-run`: stages, tokens, FLOPs, memory and time before anything is trained.
+"""`--dry-run` and `twllm plan`: stages, tokens, FLOPs, memory and time before anything is trained.
 
-Tokens come from finished token stages where they exist, else from the size of the sources (characters ÷ an assumed number of
-characters per token): the table says which. Time is FLOPs ÷ (peak × an assumed share), so it is a plan, not a promise.
+Tokens come from finished token stages where they exist, else from the size of the sources (characters ÷ an assumed number of characters per
+token), else, where the data is not here, from the phase's max_tokens: the table says which. Memory is planning/memory.py's, held
+against measured steps; time is FLOPs ÷ (peak × an assumed share), so it is a plan, not a promise (docs/plan.md).
 """
 
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from twllm import artifact, data
 from twllm.checks import check_recipe, phases
 from twllm.errors import UserError
-from twllm.model.sizes import SIZES, Size, count_parameters, train_flops_per_token, train_memory_bytes
+from twllm.model.hub_shapes import HUB_SHAPES
+from twllm.model.shape_config import planned
+from twllm.model.sizes import SIZES, Size, count_parameters
+from twllm.planning.gpus import find_gpu
+from twllm.planning.memory import ALL_LINEAR, Adapter, Memory, Precision, step_memory
+from twllm.planning.search import Model, Phase, job_of, phase_cost
+from twllm.planning.speed import step_flops
 from twllm.recipe import Loaded, Recipe
 from twllm.run import stale_reason
 from twllm.stages import build_stages, config_datasets
-from twllm.train.config import MachineConfig, OptimConfig
+from twllm.train.config import FeedbackConfig, MachineConfig, OptimConfig
 
 CHARS_PER_TOKEN = 1.2  # our tokenizers on small corpora; 1.5 to 1.8 on large ones (dev/LOG.md)
 PEAK_SHARE = 0.45  # of the matrix-product peak reached by training, measured on 2 CPU cores (dev/LOG.md)
 COMPRESSED = {".gz": 4.0, ".zst": 4.0, ".parquet": 3.0}
+COUNTED, ESTIMATED, CAPPED = "實際 counted", "估計 estimated", "上限 max_tokens"
 
 
 @dataclass(frozen=True)
 class PhasePlan:
     """What one training phase will cost."""
 
-    name: str
-    tokens: int
-    steps: int
-    flops: float
-    measured: bool  # tokens counted, not estimated
+    phase: Phase
+    source: str  # of the number of tokens
+    repeats: int  # ablations train it again
+    memory: Memory  # on one device
+    flops: float  # of one training
+    seconds: float
+
+    @property
+    def name(self) -> str:
+        """The phase's."""
+        return self.phase.name
+
+    @property
+    def tokens(self) -> int:
+        """It sees."""
+        return self.phase.tokens
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps."""
+        return self.phase.steps
+
+    @property
+    def measured(self) -> bool:
+        """Whether its tokens were counted."""
+        return self.source == COUNTED
 
 
 @dataclass(frozen=True)
@@ -42,9 +72,24 @@ class DryRun:
     stages: list[tuple[str, str]]  # name, "" if up to date or why it will run
     phases: list[PhasePlan]
     parameters: int
-    memory_bytes: int
-    peak_tflops: float
-    seconds: float
+    peak_tflops: float  # of all devices
+    missing: list[str] = field(default_factory=list)  # data that is not here
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def memory_bytes(self) -> int:
+        """On one device, in the fullest phase."""
+        return int(max(plan.memory.total for plan in self.phases))
+
+    @property
+    def seconds(self) -> float:
+        """Of training."""
+        return sum(plan.seconds * plan.repeats for plan in self.phases)
+
+    @property
+    def flops(self) -> float:
+        """Of training."""
+        return sum(plan.flops * plan.repeats for plan in self.phases)
 
 
 def source_characters(path: str) -> int:
@@ -56,14 +101,46 @@ def source_characters(path: str) -> int:
     return int(sum(f.stat().st_size * COMPRESSED.get(f.suffix, 1.0) for f in files) / 3)
 
 
-def phase_tokens(recipe: Recipe, name: str, phase: OptimConfig, out: Path | None) -> tuple[int, bool]:
-    """(tokens of one epoch, whether they were counted)."""
-    sources = recipe.corpus.sources if name == "pretrain" else config_datasets(phase)
-    counted = _counted_tokens(out / f"tokens-{name}", [source.weight for source in sources]) if out else None
-    if counted is not None:
-        return counted, True
-    chars = sum(source_characters(source.path) * source.weight for source in sources)
-    return max(1, int(chars / CHARS_PER_TOKEN)), False
+def plan_phases(recipe: Recipe, counted: dict[str, Path], missing: Sequence[str]) -> list[tuple[Phase, str]]:
+    """Every enabled phase with its tokens, and where their number comes from. `counted`: finished token stages.
+
+    Raises:
+        UserError: the data is not here and the phase has no max_tokens.
+    """
+    found = []
+    for name, phase in phases(recipe):
+        sources = recipe.corpus.sources if name == "pretrain" else config_datasets(phase)
+        epoch = _counted_tokens(counted[name], [s.weight for s in sources]) if name in counted else None
+        source = ESTIMATED if epoch is None else COUNTED
+        if epoch is None:
+            epoch = max(1, int(sum(source_characters(s.path) * s.weight for s in sources) / CHARS_PER_TOKEN))
+        tokens = int(epoch * phase.epochs)
+        if any(s.path in missing for s in sources):
+            if phase.max_tokens is None:
+                where = next(s.path for s in sources if s.path in missing)
+                raise UserError(
+                    f"資料不在這裡，算不出 {name} 的詞元數 (no data, no max_tokens)",
+                    where,
+                    f"--set {name}.max_tokens=…",
+                )
+            tokens, source = phase.max_tokens, CAPPED
+        elif phase.max_tokens is not None and phase.max_tokens < tokens:
+            tokens, source = phase.max_tokens, CAPPED if source == ESTIMATED else source
+        found.append((_as_phase(name, phase, max(1, tokens)), source))
+    return found
+
+
+def _as_phase(name: str, phase: OptimConfig, tokens: int) -> Phase:
+    adapter = None
+    if lora := phase.lora:
+        targets = ALL_LINEAR if lora.targets == "all-linear" else tuple(lora.targets)
+        adapter = Adapter(lora.r, lora.quantise != "none", targets)
+    method = phase.method if isinstance(phase, FeedbackConfig) else ""
+    passes = {"kto": 4 / 3, "dpo": 1 + 1 / 3 / phase.epochs}.get(
+        method, 1.0
+    )  # KTO's mismatched pairs; DPO's reference, once
+    batch = max(1, phase.batch_tokens // phase.context) * phase.context
+    return Phase(name, tokens, phase.context, batch, adapter, passes)
 
 
 def _counted_tokens(folder: Path, weights: list[float]) -> int | None:
@@ -73,37 +150,79 @@ def _counted_tokens(folder: Path, weights: list[float]) -> int | None:
     return int(sum(index["num_tokens"] * weight for index, weight in zip(indexes, weights, strict=True)))
 
 
-def dry_run(loaded: Loaded, out: Path | None, machine: MachineConfig, peak_tflops: float) -> DryRun:
-    """Plan a recipe; every check is made, nothing is written.
+def dry_run(
+    loaded: Loaded, out: Path | None, machine: MachineConfig, peak_tflops: float, precision: str = "fp32"
+) -> DryRun:
+    """Plan a recipe on the machine file's GPUs or, without any, on this machine; every check is made, nothing is written.
+
+    Data that is not here is listed, not refused.
 
     Raises:
         UserError: what `run` would also refuse.
     """
-    check_recipe(loaded)
+    missing: list[str] = []
+    check_recipe(loaded, missing)
     recipe = loaded.recipe
-    stages = build_stages(loaded)
-    rows = [
-        (name, (stale_reason(s, stages, out) if out else "尚未執行 (not run yet)") or "") for name, s in stages.items()
+    if missing:  # what stages there are, without looking at files
+        stages, out = build_stages(_with_other_files(loaded, missing)), None
+    else:
+        stages = build_stages(loaded)
+    why = "資料不在這裡 (data not here)" if missing else "尚未執行 (not run yet)"
+    rows = [(name, (stale_reason(s, stages, out) if out else why) or "") for name, s in stages.items()]
+    fresh = {
+        name: out / f"tokens-{name}"
+        for name, _ in phases(recipe)
+        if out and stale_reason(stages[f"tokens-{name}"], stages, out) is None
+    }
+    model, notes = recipe_model(recipe)
+    repeats = {name: sum(1 for stage in stages if stage.split("-no_")[0] == name) for name, _ in phases(recipe)}
+    plans = [
+        _cost(model, phase, source, repeats[phase.name], machine, peak_tflops, precision)
+        for phase, source in plan_phases(recipe, fresh, missing)
     ]
-    size, vocab = model_shape(recipe)
-    parameters = count_parameters(size, vocab) + _more_experts(recipe, size)
-    plans = []
-    for name, phase in phases(recipe):
-        fresh = out is not None and stale_reason(stages[f"tokens-{name}"], stages, out) is None
-        tokens, measured = phase_tokens(recipe, name, phase, out if fresh else None)
-        total = (
-            int(tokens * phase.epochs)
-            if phase.max_tokens is None
-            else min(phase.max_tokens, int(tokens * phase.epochs))
-        )
-        steps = max(1, math.ceil(total / phase.batch_tokens))
-        plans.append(
-            PhasePlan(name, total, steps, float(total) * train_flops_per_token(size, vocab, phase.context), measured)
-        )
-    repeats = {plan.name: sum(1 for stage in stages if stage.split("-no_")[0] == plan.name) for plan in plans}
-    flops = sum(plan.flops * repeats[plan.name] for plan in plans)
-    memory = train_memory_bytes(parameters, size, vocab, machine.micro_batch_tokens)
-    return DryRun(rows, plans, parameters, memory, peak_tflops, flops / (peak_tflops * 1e12 * PEAK_SHARE))
+    parameters = count_parameters(model.size, model.vocab) + model.extra_parameters
+    if machine.gpu:
+        peak_tflops = find_gpu(machine.gpu).peak_tflops * machine.gpus
+    return DryRun(rows, plans, parameters, peak_tflops, missing, notes)
+
+
+def _with_other_files(loaded: Loaded, missing: Sequence[str]) -> Loaded:
+    """The recipe with something that exists in the place of each missing corpus source."""
+    corpus = loaded.recipe.corpus
+    sources = [
+        source.model_copy(update={"path": f"{data.PREFIX}knowledge"}) if source.path in missing else source
+        for source in corpus.sources
+    ]
+    changed = loaded.recipe.model_copy(update={"corpus": corpus.model_copy(update={"sources": tuple(sources)})})
+    return Loaded(changed, loaded.file, loaded.origins, loaded.overrides)
+
+
+def _cost(
+    model: Model, phase: Phase, source: str, repeats: int, machine: MachineConfig, peak_tflops: float, precision: str
+) -> PhasePlan:
+    """On the machine file's cards; without any, on one device of that peak."""
+    how = sharding_of(machine), checkpointing_of(machine), machine.micro_batch_tokens
+    if machine.gpu:
+        cost = phase_cost(model, phase, find_gpu(machine.gpu), how, machine.gpus)
+        return PhasePlan(phase, source, repeats, cost.memory, cost.flops, cost.seconds)
+    from dataclasses import replace
+
+    kind: Precision = "bf16" if precision == "bf16" else "fp32"
+    job = replace(job_of(model, phase, how, 1), precision=kind, accelerator=False)
+    flops = phase.trained_copies * step_flops(
+        model.size, model.vocab, phase.context, phase.tokens, phase.adapter is not None
+    )
+    return PhasePlan(phase, source, repeats, step_memory(job), flops, flops / (peak_tflops * 1e12 * PEAK_SHARE))
+
+
+def sharding_of(machine: MachineConfig) -> Any:
+    """The machine file's sharding."""
+    return getattr(machine, "sharding", "none")
+
+
+def checkpointing_of(machine: MachineConfig) -> bool:
+    """Whether the machine file asks for activation checkpointing ("selective" is counted as "full")."""
+    return machine.checkpointing != "none"
 
 
 def _more_experts(recipe: Recipe, size: Size) -> int:
@@ -112,14 +231,31 @@ def _more_experts(recipe: Recipe, size: Size) -> int:
     return size.L * size.D * (3 * size.F * (moe.experts // moe.granularity - 1) + moe.experts) if moe else 0
 
 
-def model_shape(recipe: Recipe) -> tuple[Size, int]:
-    """(shape, vocabulary) of the recipe's model, from its size or from the checkpoint's config.json."""
+def recipe_model(recipe: Recipe) -> tuple[Model, list[str]]:
+    """The model that is trained, and what a reader of the plan should know about where its shape comes from."""
+    size, vocab, notes = model_shape(recipe)
+    size = planned(size, recipe.base.prune, recipe.base.deepen)
+    return Model(size, vocab, _more_experts(recipe, size)), notes
+
+
+def model_shape(recipe: Recipe) -> tuple[Size, int, list[str]]:
+    """(shape, vocabulary, notes): by size, from the checkpoint's config.json, or as hub_shapes.py knows it."""
     if recipe.base.size:
-        return SIZES[recipe.base.size], recipe.tokenizer.vocab_size
-    added = recipe.tokenizer.add if recipe.tokenizer.method == "extend" else 0
+        return SIZES[recipe.base.size], recipe.tokenizer.vocab_size, []
+    name, added = str(recipe.base.model), recipe.tokenizer.add if recipe.tokenizer.method == "extend" else 0
+    if name in HUB_SHAPES and not Path(name).exists():
+        known = HUB_SHAPES[name]
+        longest = known.context * (recipe.base.rope.factor if recipe.base.rope else 1)
+        for phase_name, phase in phases(recipe):
+            if phase.context > longest:
+                what = (
+                    f"{phase_name}.context {phase.context} 超過模型的 {longest:.0f} (longer than the model's positions)"
+                )
+                raise UserError(what, name, f"把 {phase_name}.context 降到 {longest:.0f} 以下，或用 [base.rope] 加長")
+        return known.size, known.vocab + added, [f"{name} 還沒下載 (not downloaded)：形狀來自內建的表 hub_shapes.py"]
     from twllm.model.hub import fetch
 
-    folder = fetch(str(recipe.base.model), recipe.base.revision, ["config.json"])
+    folder = fetch(name, recipe.base.revision, ["config.json"])
     config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     try:
         heads = config["num_attention_heads"]
@@ -130,4 +266,12 @@ def model_shape(recipe: Recipe) -> tuple[Size, int]:
     except KeyError as error:
         what = f"看不懂這個模型的形狀 (not a Llama-shaped config): {error} missing"
         raise UserError(what, folder / "config.json", "--dry-run 目前支援 Llama、Mistral、Qwen 型的模型") from error
-    return size, config["vocab_size"] + added
+    return size, config["vocab_size"] + added, []
+
+
+def duration(seconds: float) -> str:
+    """For people."""
+    for unit, size in (("天 days", 86400), ("小時 hours", 3600), ("分鐘 minutes", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{math.ceil(seconds)} 秒 seconds"

@@ -20,8 +20,12 @@ from twllm.corpus.config import CorpusConfig
 from twllm.errors import UserError, did_you_mean, require_file
 from twllm.evaluate.config import EvaluateConfig
 from twllm.model.moe_config import MoeConfig
+from twllm.model.rope_config import RopeConfig
+from twllm.model.shape_config import DeepenConfig, PruneConfig
 from twllm.tokens.config import TemplateConfig, TokenizerConfig
-from twllm.train.config import FeedbackConfig, MachineConfig, PretrainConfig, SftConfig
+from twllm.train.config import FeedbackConfig, MachineConfig, OptimConfig, PretrainConfig, SftConfig
+from twllm.train.picture_config import VisionConfig
+from twllm.train.watch_config import WatchConfig
 
 PATH_KEYS = (
     "path",
@@ -32,6 +36,8 @@ PATH_KEYS = (
     "contamination",
     "takedown",
     "count_tokens",
+    "encoder",
+    "texts",
 )  # keys that hold a path, wherever they stand
 
 
@@ -41,7 +47,12 @@ class BaseConfig(Config):
     size: str | None = Field(None, description="build from scratch: tiny, mini, 1b, 3b, 7b, 13b")
     model: str | None = Field(None, description="a Hugging Face folder, or a name on the hub (owner/name)")
     revision: str | None = Field(None, description="hub revision (commit or tag)")
+    prune: PruneConfig | None = Field(None, description="cut `model` smaller before the first phase (docs/models.md)")
+    deepen: DeepenConfig | None = Field(
+        None, description="give `model` more layers before the first phase (docs/models.md)"
+    )
     moe: MoeConfig | None = Field(None, description="make a mixture of experts of the dense model (docs/models.md)")
+    rope: RopeConfig | None = Field(None, description="longer contexts for the model (docs/methods.md)")
 
 
 Format = Literal["hf", "gguf", "ollama", "int8", "gptq", "awq"]
@@ -73,8 +84,15 @@ class Recipe(Config):
     pretrain: PretrainConfig = Field(default_factory=PretrainConfig, description="continued pretraining")
     sft: SftConfig = Field(default_factory=SftConfig, description="supervised fine-tuning")
     feedback: FeedbackConfig = Field(default_factory=FeedbackConfig, description="training on ratings")
+    vision: VisionConfig | None = Field(None, description="make the chat model see pictures (docs/vision.md)")
+    watch: WatchConfig = Field(default_factory=WatchConfig, description="samples, alarms, trackers while it trains")
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig, description="suites")
     release: ReleaseConfig = Field(default_factory=ReleaseConfig, description="final folder")
+
+    def all_phases(self) -> list[OptimConfig]:
+        """The settings of every training phase, those of [vision] after the others."""
+        seeing = (self.vision.encode, self.vision.align, self.vision.instruct) if self.vision else ()
+        return [self.pretrain, self.sft, self.feedback, *(phase for phase in seeing if phase)]
 
 
 @dataclass(frozen=True)
@@ -87,17 +105,21 @@ class Loaded:
     overrides: tuple[str, ...] = ()
 
 
-def load_recipe(file: Path | str, overrides: Sequence[str] = (), cwd: Path | None = None) -> Loaded:
+def load_recipe(
+    file: Path | str, overrides: Sequence[str] = (), cwd: Path | None = None, *, unset_ok: bool = False
+) -> Loaded:
     """Read, merge, check the keys and types; paths in `overrides` are relative to `cwd` (None: the current folder).
+
+    `unset_ok`: a path keeps a `${VARIABLE}` that is not set, for plans made where the data is not.
 
     Raises:
         UserError: no such file, broken TOML, an unknown key, a value of the wrong type, a path variable that is not set.
     """
     file = require_file(file, "找不到配方 (no such recipe)")
-    tree, origins = _read(file, set())
+    tree, origins = _read(file, set(), unset_ok)
     for override in overrides:
         key, value = _parse_override(override)
-        _put(tree, key.split("."), _resolve_paths(value, key.split(".")[-1], cwd or Path.cwd()), override)
+        _put(tree, key.split("."), _resolve_paths(value, key.split(".")[-1], cwd or Path.cwd(), unset_ok), override)
         origins = {k: v for k, v in origins.items() if k != key and not k.startswith(key + ".")}
         origins |= {k: "--set" for k, _ in leaves({key: value})}
     return Loaded(validate(Recipe, tree, file), file, origins, tuple(overrides))
@@ -112,18 +134,18 @@ def load_machine(file: Path | str | None) -> MachineConfig:
     return machine
 
 
-def _read(file: Path, seen: set[Path]) -> tuple[dict[str, Any], dict[str, str]]:
+def _read(file: Path, seen: set[Path], unset_ok: bool) -> tuple[dict[str, Any], dict[str, str]]:
     if file.resolve() in seen:
         raise UserError("extends 繞成一圈 (circular extends)", file, "拿掉其中一個 extends")
     tree = _parse_toml(file)
     parent = tree.pop("extends", None)
     root = file.parent.absolute()  # a run is looked at and resumed from other folders, too
-    tree = {key: _resolve_paths(value, key, root) for key, value in tree.items()}
+    tree = {key: _resolve_paths(value, key, root, unset_ok) for key, value in tree.items()}
     origins = {key: file.name for key, _ in leaves(tree)}
     if parent is None:
         return tree, origins
     below, below_origins = _read(
-        require_file(file.parent / parent, "extends 的配方不存在 (no such recipe)"), seen | {file.resolve()}
+        require_file(file.parent / parent, "extends 的配方不存在 (no such recipe)"), seen | {file.resolve()}, unset_ok
     )
     return _merge(below, tree), {**below_origins, **origins}
 
@@ -172,18 +194,20 @@ def _put(tree: dict[str, Any], keys: list[str], value: Any, override: str) -> No
     tree[keys[-1]] = value
 
 
-def _resolve_paths(value: Any, key: str, root: Path) -> Any:
+def _resolve_paths(value: Any, key: str, root: Path, unset_ok: bool = False) -> Any:
     """Expand variables and make relative paths absolute, in every value whose key names a path."""
     if isinstance(value, dict):
-        return {k: _resolve_paths(v, k, root) for k, v in value.items()}
+        return {k: _resolve_paths(v, k, root, unset_ok) for k, v in value.items()}
     if isinstance(value, list):
-        return [_resolve_paths(v, key, root) for v in value]
+        return [_resolve_paths(v, key, root, unset_ok) for v in value]
     if key not in PATH_KEYS or not isinstance(value, str) or value.startswith(data.PREFIX) or "://" in value:
         return value
     expanded = str(Path(os.path.expandvars(value)).expanduser())
+    if "$" in expanded and unset_ok:
+        return expanded
     if "$" in expanded:
         raise UserError("路徑裡的環境變數沒有設定 (variable not set)", value, "先 export 這個變數，或改用 --set 給路徑")
-    if key == "model" and not expanded.startswith((".", "/")) and not (root / expanded).exists():
+    if key in ("model", "encoder") and not expanded.startswith((".", "/")) and not (root / expanded).exists():
         return expanded  # a name on the hub
     return os.path.normpath(root / expanded)
 

@@ -48,7 +48,8 @@ def collect(recipe: Recipe, out: Path, names: list[str]) -> dict[str, Any]:
 
 
 def _training_facts(metrics: dict[str, Any]) -> dict[str, Any]:
-    keys = ("steps", "tokens", "train_s", "loss", "held_out_loss", "held_out_bits_per_char", "padding_share", "machine")
+    keys = ("steps", "tokens", "train_s", "loss", "held_out_loss", "held_out_bits_per_char", "padding_share", "machine",
+            "kept", "kept_step", "stopped_at", "lora", "forgetting")  # fmt: skip
     return {key: metrics[key] for key in keys if key in metrics}
 
 
@@ -91,6 +92,17 @@ def markdown(report: dict[str, Any]) -> str:
         f"共 {report['wall_s']:.0f} 秒，記憶體最高 {report['peak_rss_mb']:.0f} MB，{report['parameters']:,} 個參數。",
         "",
     ]
+    for name, row in report["training"].items():
+        if "forgetting" in row:
+            from twllm.train.forgetting import told
+
+            lines += [
+                f"## 遺忘 (forgetting, {name})",
+                "",
+                told(row["forgetting"]),
+                f"![forgetting]({name}/forgetting.png)",
+                "",
+            ]
     items = report.get("culture", {}).get("items", [])
     if items:
         lines += ["## 問答 (some answers)", ""]

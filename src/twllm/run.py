@@ -2,15 +2,16 @@
 
 import fcntl
 import json
+import os
 import resource
 import shutil
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.markup import escape
@@ -22,6 +23,7 @@ from twllm.recipe import Loaded, Recipe
 from twllm.stages import Context, Stage, build_stages
 from twllm.train.config import MachineConfig
 
+T = TypeVar("T")
 RECIPE_FILE = "recipe.json"  # the resolved recipe of the run, for `status` and for the people who find the folder later
 WORK = ".work"  # unfinished stages: training states, logs
 console = Console(stderr=True, highlight=False)
@@ -49,12 +51,35 @@ def run_recipe(loaded: Loaded, out: Path, machine: MachineConfig, until: str | N
         if until not in stages:
             raise UserError("沒有這個階段 (unknown stage)", f"--until {until}", did_you_mean(until, stages))
         wanted = wanted[: wanted.index(until) + 1]
-    with lock(out):
-        artifact.write_json(out / RECIPE_FILE, run_record(loaded))
+    if is_one_of_several():
+        from twllm.train import distributed
+
+        distributed.start(machine)
+    with ExitStack() as stack:
+
+        def begin() -> None:
+            stack.enter_context(lock(out))
+            artifact.write_json(out / RECIPE_FILE, run_record(loaded))
+
+        from_main(begin)
         for name in wanted:
             run_stage(stages[name], stages, out, machine)
         if until is None:
-            write_run_report(loaded.recipe, out, list(stages))
+            from_main(lambda: write_run_report(loaded.recipe, out, list(stages)))
+
+
+def is_one_of_several() -> bool:
+    """Whether this process was started next to others (torch is not imported to find out that it was not)."""
+    return "RANK" in os.environ or "LOCAL_RANK" in os.environ or int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+
+
+def from_main(work: Callable[[], T]) -> T:
+    """`work` by process 0, its result for all (train/distributed.py)."""
+    if not is_one_of_several():
+        return work()
+    from twllm.train import distributed
+
+    return distributed.from_main(work)
 
 
 def run_record(loaded: Loaded) -> dict[str, Any]:
@@ -69,10 +94,28 @@ def run_record(loaded: Loaded) -> dict[str, Any]:
 
 def run_stage(stage: Stage, stages: dict[str, Stage], out: Path, machine: MachineConfig) -> None:
     """Run one stage unless its folder is up to date; the folder appears whole, with its manifest."""
-    reason = stale_reason(stage, stages, out)
+    reason = from_main(lambda: stale_reason(stage, stages, out))
     if reason is None:
         console.print(f"[dim]· {stage.name} 已完成 (up to date)[/]")
-        return
+    elif not is_one_of_several():
+        _run_stage(stage, stages, out, machine, reason)
+    elif stage.together:
+        _run_together(stage, stages, out, machine, reason)
+    else:
+        from_main(lambda: _run_stage(stage, stages, out, machine, reason))
+
+
+def _run_together(stage: Stage, stages: dict[str, Stage], out: Path, machine: MachineConfig, reason: str) -> None:
+    """All processes: process 0 as if it were alone, the others beside it, writing nothing."""
+    work = out / WORK / f"{stage.name}-{stage.fingerprint}"
+    if os.environ["RANK"] == "0":
+        _run_stage(stage, stages, out, machine, reason)
+    else:
+        stage.run(Context(work, {name: out / name for name in stage.needs}, work, machine))
+    from_main(lambda: None)
+
+
+def _run_stage(stage: Stage, stages: dict[str, Stage], out: Path, machine: MachineConfig, reason: str) -> None:
     console.print(f"[bold]▶ {stage.name}[/] [dim]{escape(reason)}[/]")
     work = out / WORK / f"{stage.name}-{stage.fingerprint}"
     for old in (out / WORK).glob(f"{stage.name}-????????????????"):

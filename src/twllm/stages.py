@@ -15,9 +15,10 @@ from twllm import data
 from twllm.artifact import hash_path, stage_fingerprint
 from twllm.recipe import Loaded, Recipe
 from twllm.tokens.config import DatasetConfig
-from twllm.train.config import FeedbackConfig, MachineConfig, OptimConfig, SftConfig
+from twllm.train.config import FeedbackConfig, MachineConfig, OptimConfig, PretrainConfig, SftConfig
 
 Facts = dict[str, Any]
+SHAPES = {"moe", "prune", "deepen"}  # of [base]: what the model becomes, which the tokenizer does not depend on
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Stage:
     run: Callable[[Context], Facts]
     files: dict[str, str] = field(default_factory=dict)  # outside inputs: name as written -> hash of the content
     fingerprint: str = ""
+    together: bool = False  # with several processes all of them run it, else process 0 alone
 
     def inputs(self, stages: dict[str, "Stage"]) -> dict[str, str]:
         """Fingerprints of everything this stage reads."""
@@ -62,6 +64,10 @@ def build_stages(loaded: Loaded) -> dict[str, Stage]:
     last: dict[str, str] = {}
     for variant, names in chain.items():
         last[variant] = _add_training(recipe, found, variant, names)
+    if recipe.vision:
+        from twllm.vision_stages import add_vision
+
+        last["full"] = add_vision(recipe.vision, found, last["full"])
     found += [_evaluate_stage(recipe, variant, model, chain[variant]) for variant, model in last.items()]
     sets = tuple(stage.name for stage in found if stage.name in ("corpus", "tokens-sft", "tokens-feedback"))
     found.append(_release_stage(recipe, last["full"], sets))
@@ -133,7 +139,7 @@ def _tokenizer_stage(recipe: Recipe) -> Stage:
         return Stage(
             "tokenizer",
             (),
-            {**config, "base": recipe.base.model_dump(mode="json", exclude={"moe"})},
+            {**config, "base": recipe.base.model_dump(mode="json", exclude=SHAPES)},
             keep,
             _tokenizer_hashes(recipe),
         )
@@ -161,7 +167,7 @@ def _extend_stage(recipe: Recipe, config: Facts, datasets: list[DatasetConfig], 
         }
 
     files = _file_hashes([d.path for d in datasets]) | _tokenizer_hashes(recipe)
-    base = {"base": recipe.base.model_dump(mode="json", exclude={"moe"})}
+    base = {"base": recipe.base.model_dump(mode="json", exclude=SHAPES)}
     return Stage("tokenizer", ("corpus",), config | base | {"datasets": chats}, run, files)
 
 
@@ -229,7 +235,7 @@ def _add_training(recipe: Recipe, found: list[Stage], variant: str, names: list[
 
 def _training_stage(recipe: Recipe, stage: str, phase_name: str, start: str) -> Stage:
     phase: OptimConfig = dict(_phases(recipe))[phase_name]
-    config = phase.model_dump(mode="json", exclude={"enabled", "eval_every"})
+    config = phase.model_dump(mode="json", exclude=phase.unseen - {"forgetting"})
     weights = [
         source.weight for source in (recipe.corpus.sources if phase_name == "pretrain" else config_datasets(phase))
     ]
@@ -238,7 +244,7 @@ def _training_stage(recipe: Recipe, stage: str, phase_name: str, start: str) -> 
     if mixed:
         config["mix"] = _mix_config(recipe)
     config.pop("datasets", None)
-    context = max(p.context for _, p in _phases(recipe) if p.enabled)
+    context = max(p.context for p in recipe.all_phases() if p.enabled)
     files: dict[str, str] = {}
     order = [name for name, _ in _phases(recipe)]
     moe = recipe.base.moe
@@ -251,6 +257,12 @@ def _training_stage(recipe: Recipe, stage: str, phase_name: str, start: str) -> 
         config |= {"base": recipe.base.model_dump(mode="json", exclude={"moe"}), "max_context": context}
         if recipe.base.model and Path(recipe.base.model).is_dir():
             files = {recipe.base.model: hash_path(recipe.base.model)}
+    if phase.forgetting:
+        files |= _file_hashes(list(phase.forgetting.texts))
+
+    teacher = phase.teacher if isinstance(phase, PretrainConfig | SftConfig) else None
+    if teacher and Path(teacher.model).is_dir():
+        files[teacher.model] = hash_path(teacher.model)
 
     def run(c: Context) -> Facts:
         from twllm.tokens.tokenizer import ChatTokenizer
@@ -261,14 +273,27 @@ def _training_stage(recipe: Recipe, stage: str, phase_name: str, start: str) -> 
         base = recipe.base
         origin = str(c.inputs[start]) if start else base.model
         texts = sample_texts(c.inputs["corpus"], 2_000_000) if extends else ()
-        model = start_model(
-            base.size, origin, base.revision if not start else None, tokenizer, context, phase.seed,
-            *((recipe.tokenizer.init, recipe.tokenizer.multiple, texts) if extends else ()),
-        )  # fmt: skip
-        if moe and model.config.model_type != "mixtral":
-            from twllm.model.upcycle import upcycle
+        reshaped: Facts = {}
 
-            model = upcycle(model, moe, phase.seed)
+        def begin() -> Any:
+            """The model that the phase starts from; made again where a quantised one is merged."""
+            model = start_model(
+                base.size, origin, base.revision if not start else None, tokenizer, context, phase.seed,
+                *((recipe.tokenizer.init, recipe.tokenizer.multiple, texts) if extends else ()),
+                rope=base.rope if not start else None,
+            )  # fmt: skip
+            if not start and (base.prune or base.deepen):
+                from twllm.model.reshape import reshape
+
+                read = texts or (sample_texts(c.inputs["corpus"], 2_000_000) if base.prune else ())
+                model, facts = reshape(model, tokenizer, base.prune, base.deepen, read, context)
+                reshaped.update(facts)
+            if moe and model.config.model_type != "mixtral":
+                from twllm.model.upcycle import upcycle
+
+                model = upcycle(model, moe, phase.seed)
+            return model
+
         tokens, shown, mix = c.inputs[f"tokens-{phase_name}"], weights, None
         if mixed:
             from twllm.corpus.mix import plan_mix
@@ -276,11 +301,15 @@ def _training_stage(recipe: Recipe, stage: str, phase_name: str, start: str) -> 
 
             mix = plan_mix(recipe.corpus, tokens_by_source(tokens, [source.label for source in recipe.corpus.sources]))
             shown = mix.list_weights(recipe.corpus.sources)
-        facts = train_phase(stage, phase, shown, model, tokenizer, tokens, c.out, c.work, c.machine)
+        facts = train_phase(
+            stage, phase, shown, begin(), tokenizer, tokens, c.out, c.work, c.machine, begin, recipe.watch
+        )
+        facts |= {"reshaped": reshaped} if reshaped else {}
         return facts | {"mix": mix.to_row()} if mix else facts
 
-    needs = ("tokenizer", f"tokens-{phase_name}", *((start,) if start else ()), *(("corpus",) if extends else ()))
-    return Stage(stage, needs, config, run, files)
+    reads = extends or (not start and recipe.base.prune)
+    needs = ("tokenizer", f"tokens-{phase_name}", *((start,) if start else ()), *(("corpus",) if reads else ()))
+    return Stage(stage, needs, config, run, files, together=True)
 
 
 def _mix_config(recipe: Recipe) -> Facts:

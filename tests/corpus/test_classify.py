@@ -7,8 +7,9 @@ import pytest
 from typer.testing import CliRunner
 
 from twllm.cli import app
+from twllm.corpus import block_file
 from twllm.corpus import classify_file as module
-from twllm.corpus.classify import classify
+from twllm.corpus.classify import Limits, classify
 from twllm.corpus.classify_file import classify_file
 from twllm.errors import UserError
 
@@ -38,7 +39,7 @@ def test_dropped(reason: str) -> None:
 def test_min_score_is_a_setting() -> None:
     text = "今天的會議在下午三點開始。"
     assert classify(text).keep
-    assert classify(text, min_score=0.95).reason == "region_unsure"
+    assert classify(text, limits=Limits(0.95)).reason == "region_unsure"
 
 
 def test_mixed_page_keeps_its_good_paragraphs() -> None:
@@ -81,7 +82,7 @@ def test_file_keeps_fields_and_names_broken_lines(tmp_path: Path) -> None:
 
 
 def test_interrupted_and_resumed_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BLOCK_BYTES", 2000)
+    monkeypatch.setattr(block_file, "BLOCK_BYTES", 2000)
     lines = [
         json.dumps({"id": n, "text": (GOOD, MAINLAND)[n % 2] * (n % 5 + 1)}, ensure_ascii=False) for n in range(60)
     ]
@@ -105,7 +106,7 @@ def test_interrupted_and_resumed_is_the_same(tmp_path: Path, monkeypatch: pytest
         stream.write(b'{"torn')  # what kill -9 in the middle of a write leaves
     before, calls = calls, 10
     counts = classify_file(file, out, workers=1)
-    blocks = len(list(module._blocks(file)))
+    blocks = len(list(block_file.blocks(file)))
     assert calls - 10 == blocks - (before - 1)  # the finished blocks were not done again
     assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     assert (counts.documents, counts.kept, counts.reasons) == (whole.documents, whole.kept, whole.reasons)
@@ -144,3 +145,53 @@ def test_region_step_cuts_notes_and_drops() -> None:
 def test_language_step(reasons: object) -> None:
     assert reasons("language", GOOD, DROPPED["language_yue"]) == ["", "language_yue"]  # type: ignore[operator]
     assert reasons("language", DROPPED["language_yue"], region={"languages": ("yue",)}) == [""]  # type: ignore[operator]
+
+
+def test_classify_with_the_limits_of_documents_decides_as_the_build_does(tmp_path: Path) -> None:
+    from twllm.corpus.config import CorpusConfig
+    from twllm.corpus.document import Document, Noted
+    from twllm.corpus.steps import make_step
+
+    good = "台北市的捷運今天因為颱風停駛，市政府請民眾改搭公車。里長也提醒大家關好門窗。"
+    other = "夜市的攤販說今年的芒果比去年甜，老闆娘請大家多買幾斤回家。"
+    texts = [
+        *DROPPED.values(),
+        GOOD,
+        good,
+        "太短",
+        "沒有句點的一行字沒有句點的一行字沒有句點的一行字",
+        f"{good}\n这个软件的界面很好用，建议大家下载最新版本。\n{other}",
+    ]
+    file = write(tmp_path / "in.jsonl", [json.dumps({"text": text}) for text in texts])
+    classify_file(file, tmp_path / "out.jsonl", workers=1, documents=True)
+    labels = [json.loads(line)["reason"] for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+    config = CorpusConfig()
+    built = []
+    for text in texts:
+        documents, reason = [Document("1", text)], ""
+        for name in ("normalize", "region", "quality"):
+            found = [item for item in make_step(name, config)(documents) if not isinstance(item, Noted)]
+            if not isinstance(found[0], Document):
+                reason = found[0].reason
+                break
+            documents = found  # type: ignore[assignment]
+        built.append(reason)
+    assert labels == built
+    assert "no_sentence_end" in labels and "too_short" in labels and labels.count("") == 3
+
+
+def test_languages_and_page_rules_are_settings_of_the_region_step() -> None:
+    from twllm.corpus.config import CorpusConfig
+    from twllm.corpus.document import Document
+    from twllm.corpus.steps import make_step
+
+    taigi, spam = DROPPED["language_nan"], DROPPED["gambling"]
+    config = CorpusConfig(region={"languages": ("zh", "nan"), "page_rules": False})
+    kept = list(make_step("region", config)([Document("1", taigi), Document("2", spam)]))
+    assert [item.text for item in kept if isinstance(item, Document)] == [taigi, spam]
+
+
+def test_characters_spoken_about_are_not_used() -> None:
+    told = "教育部以「裡」為正字，「裏」為異體；「羣」「峯」也是異體字。相似的還有爲與為，香港常用著與着。"
+    assert classify(told).region == "TW"
+    assert classify("他在家裏喫飯，爲了省錢，沒有去餐廳，着實讓人佩服。").region != "TW"

@@ -239,6 +239,8 @@ def test_the_cdx_server_gives_the_same(server: Server) -> None:
     assert len(plan_snapshot(crawl(server, hosts=[".tw"], select="api").commoncrawl)) == 2  # type: ignore[arg-type]
     with pytest.raises(UserError, match="nothing selected"):
         urls(crawl(server, hosts=["nobody.tw"], select="api"))
+    with pytest.raises(UserError, match="nothing selected"):  # a 416 in the address is not the answer's status
+        urls(crawl(server, hosts=["416.tw"], select="api"))
 
 
 def test_whole_files(server: Server) -> None:

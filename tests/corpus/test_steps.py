@@ -33,7 +33,7 @@ def test_history_names_the_steps_passed() -> None:
         assert isinstance(item, Document)
         document = item
     assert document.history == ("read", *DEFAULT_STEPS)
-    assert (document.text, document.metadata) == (GOOD, {"title": "夜市"})
+    assert (document.text, document.metadata["title"]) == (GOOD, "夜市")
     assert Document.from_row(document.to_row()) == document
 
 

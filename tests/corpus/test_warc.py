@@ -105,7 +105,7 @@ def test_compressed_and_chunked_bodies(tmp_path: Path) -> None:
         ("<div><nav>選單</div><p>內文</p>", "內文"),  # nav never closed
         ("<p><ruby>台<rp>(</rp><rt>ㄊㄞˊ</rt><rp>)</rp>灣<rt>ㄨㄢ</rt></ruby></p>", "台灣"),
         ("<p>請見<a href='x'>交通部</a>的公告說明。</p><p><a>上一頁</a> <a>下一頁</a></p>", "請見交通部的公告說明。"),
-        ("<table><tr><th>縣市</th><td>臺北</td></tr></table>", "縣市 臺北"),
+        ("<table><tr><th>縣市</th><td>臺北</td></tr></table>", "縣市 | 臺北"),
         ("<pre>一\n  二\n</pre>", "一\n  二"),
         ("沒有標籤也行<br>換行", "沒有標籤也行\n換行"),
         ("<p>沒關好 <b>粗體<p>1 < 2", "沒關好 粗體\n1 < 2"),

@@ -110,8 +110,8 @@ def test_kill_9_at_any_moment(tmp_path: Path, uninterrupted: tuple[bytes, Counte
             wait_for(lambda count=count: server.answered.total() >= count, process)
             kill(process)
             with Cache(tmp_path / "out.cache") as cache:
-                now = {key for key in server.answered if cache.get(key) is not None}
-            asked = {key for key in server.seen if server.answered[key]}
+                now = {key for key in list(server.answered) if cache.get(key) is not None}
+            asked = {key for key in list(server.seen) if server.answered[key]}
             assert stored <= now
             assert len(asked - now) <= number * AT_ONCE
             stored = now

@@ -10,19 +10,30 @@ Not covered: foreign sentences inside one paragraph.
 from dataclasses import dataclass
 from typing import Any
 
-from twllm.corpus import quality
 from twllm.corpus.codes import Code
-from twllm.corpus.region import KEEP_FROM, Look, look
+from twllm.corpus.region import KEEP_FROM, Look, look, look_at, page_fault
 from twllm.corpus.region_words import CN, HK, TW
 
 MIN_CHARS = 2  # Han; a chat turn is short
-KEEP_LANGUAGES = ("zh", "lzh")
+MANDARIN = ("zh", "lzh")
 MIN_KEPT_SHARE = 0.5
 AT_HOME = ("nan", "hak", "und")  # a page of Taiwan may hold such a paragraph, and English or code anyway
 PARAGRAPH_HAN = 12  # a paragraph shorter than that goes the way of its page
 SUSPECT = 3.0  # foreign weight from which a Taiwan page is looked at paragraph by paragraph
 MAX_GARBLED = 0.01
 MAX_PARAGRAPHS = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What is asked of a text; the settings of [corpus.region]."""
+
+    min_score: float = KEEP_FROM
+    languages: tuple[str, ...] = MANDARIN
+    page_rules: bool = True
+
+
+DEFAULT = Limits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +59,7 @@ class Label:
         return row | ({"cut_paragraphs": self.cut} if self.cut else {})
 
 
-def classify(text: str, url: str = "", min_score: float = KEEP_FROM) -> Label:
+def classify(text: str, url: str = "", limits: Limits = DEFAULT) -> Label:
     """Keep or drop, why, and what the text is.
 
     >>> found = classify("這支影片的畫質很好，請用新版的軟體播放。")
@@ -58,19 +69,19 @@ def classify(text: str, url: str = "", min_score: float = KEEP_FROM) -> Label:
     'CN'
     """
     seen = look(text, url)
-    if seen.language.lang in ("zh", "lzh", "yue", "nan", "und", "en", "ja") and _is_suspect(seen, text):
-        cut = _cut(text, url, min_score)
+    if seen.language.lang in ("zh", "lzh", "yue", "nan", "und", "en", "ja") and _is_suspect(seen, text, limits):
+        cut = _cut(text, url, limits)
         if cut is not None:
             return cut
-    return _label(seen, text, min_score)
+    return _label(seen, text, url, limits)
 
 
-def _is_suspect(seen: Look, text: str) -> bool:
+def _is_suspect(seen: Look, text: str, limits: Limits) -> bool:
     """Whether a page may hold both good and foreign paragraphs."""
     if "\n" not in text or seen.counts.han < 2 * PARAGRAPH_HAN:
         return False
     counts, foreign = seen.counts, max(seen.weights[CN], seen.weights[HK])
-    if seen.language.lang not in KEEP_LANGUAGES:
+    if seen.language.lang not in limits.languages:
         return counts.traditional > 20
     if counts.simplified >= max(3, 0.005 * counts.han):
         return counts.traditional > 0.4 * counts.simplified  # else less than half would be left
@@ -79,7 +90,7 @@ def _is_suspect(seen: Look, text: str) -> bool:
     return foreign >= SUSPECT and seen.weights[TW] >= 1 and foreign > 0.25 * seen.weights[TW]
 
 
-def _cut(text: str, url: str, min_score: float) -> Label | None:
+def _cut(text: str, url: str, limits: Limits) -> Label | None:
     """The label of what is left without the foreign paragraphs; None when there are none, or nothing else."""
     parts = text.split("\n", MAX_PARAGRAPHS)
     kept, away, han = list[str](), 0, [0, 0]
@@ -87,8 +98,8 @@ def _cut(text: str, url: str, min_score: float) -> Label | None:
         if part.isascii():  # English, code, a blank line: Taiwan writes that, too
             kept.append(part)
             continue
-        seen = look(part)
-        foreign = seen.counts.letters >= PARAGRAPH_HAN and _is_foreign(seen, min_score)
+        seen = look_at(part)
+        foreign = seen.counts.letters >= PARAGRAPH_HAN and _is_foreign(seen, limits)
         han[foreign] += seen.counts.han if seen.counts.han else seen.counts.letters // 3
         away += foreign
         if not foreign:
@@ -96,47 +107,47 @@ def _cut(text: str, url: str, min_score: float) -> Label | None:
     if not away or not han[0]:
         return None
     left = "\n".join(kept).strip("\n")
-    label = _label(look(left, url), left, min_score)
+    label = _label(look(left, url), left, url, limits)
     if not label.keep or han[0] < MIN_KEPT_SHARE * sum(han):
         return None
     told = f"cut {away} of {len(parts)} paragraphs"
     return Label(True, "", label.lang, label.script, label.region, label.score, (told, *label.reasons), left, away)
 
 
-def _is_foreign(seen: Look, min_score: float) -> bool:
+def _is_foreign(seen: Look, limits: Limits) -> bool:
     """Whether a paragraph of a mixed page goes: its language or script is another one, or its words plainly say so."""
-    fault = _fault_of_language(seen, min_score)
+    fault = _fault_of_language(seen, limits)
     if fault is None or seen.language.script == "Latn" or seen.language.lang in AT_HOME:
         return False
     return not fault.startswith("region_") or max(seen.weights[CN], seen.weights[HK]) >= 2 * SUSPECT
 
 
-def _fault_of_language(seen: Look, min_score: float) -> str | None:
+def _fault_of_language(seen: Look, limits: Limits) -> str | None:
     lang, script = seen.language.lang, seen.language.script
-    if lang not in KEEP_LANGUAGES:
+    if lang not in limits.languages:
         return f"language_{lang}"
     if script in ("Hans", "Mixed"):
         return "simplified" if script == "Hans" else "mixed_script"
-    if seen.region != TW or seen.score < min_score:
+    if lang in MANDARIN and (seen.region != TW or seen.score < limits.min_score):
         return f"region_{seen.region if seen.region != TW else 'unsure'}"
     return None
 
 
-def _label(seen: Look, text: str, min_score: float) -> Label:
-    reason, told = _reason(seen, text, min_score)
+def _label(seen: Look, text: str, url: str, limits: Limits) -> Label:
+    reason, told = _reason(seen, text, url, limits)
     language = seen.language
     why = tuple(seen.reasons if not told else (told, *seen.reasons))
     return Label(not reason, reason, language.lang, language.script, seen.region, seen.score, why, text)
 
 
-def _reason(seen: Look, text: str, min_score: float) -> tuple[str, str]:
+def _reason(seen: Look, text: str, url: str, limits: Limits) -> tuple[str, str]:
     counts = seen.counts
     if counts.visible < MIN_CHARS:
         return "too_short", f"{counts.visible} characters"
     if counts[Code.GARBLED] > MAX_GARBLED * counts.visible:
         return "garbled", f"{counts[Code.GARBLED]} garbled characters"
-    if fault := _fault_of_language(seen, min_score):
+    if fault := _fault_of_language(seen, limits):
         return fault, ""
-    if found := quality.judge(text, counts, seen.found):
+    if limits.page_rules and (found := page_fault(text, url)):
         return found.reason, found.detail
     return "", ""

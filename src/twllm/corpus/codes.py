@@ -144,3 +144,8 @@ def count(text: str) -> Counts:
     import numpy as np
 
     return Counts(np.bincount(code_table().take(code_points(text)), minlength=len(Code)).tolist())
+
+
+def class_of(char: str) -> int:
+    """The class of one character."""
+    return int(code_table()[ord(char)])

@@ -20,11 +20,19 @@ def classify(
     min_score: Annotated[float, typer.Option(help="臺灣分數的下限", min=0, max=1)] = 0.5,
     text_key: Annotated[str, typer.Option(help="文字的欄位")] = "text",
     cut: Annotated[bool, typer.Option("--cut", help="混雜的網頁換成留下的段落 (replace text by what is kept)")] = False,
+    documents: Annotated[
+        bool,
+        typer.Option(
+            "--documents", help="也套用 build 的篇幅門檻：字數、句子、重複行 (the build's limits for documents, too)"
+        ),
+    ] = False,
 ) -> None:
     """標出每份文件的語言、字體、地區、品質，該不該留 (keep, reason, lang, script, region, score)."""
     from twllm.corpus.classify_file import classify_file
 
-    counts = classify_file(require_file(file), out, workers=workers, min_score=min_score, text_key=text_key, cut=cut)
+    counts = classify_file(
+        require_file(file), out, workers=workers, min_score=min_score, text_key=text_key, cut=cut, documents=documents
+    )
     print(f"{counts.documents:,} 份文件，留下 {counts.kept:,}（{counts.kept / max(counts.documents, 1):.1%}）→ {out}")
     for reason, times in counts.reasons.most_common():
         print(f"  {reason:<20} {times:>10,}")

@@ -73,7 +73,7 @@ class Store:
         try:
             return bytes(fs.cat_file(inner, start=start, end=stop))
         except FileNotFoundError as error:
-            raise Missing(inner) from error
+            raise Missing(inner, 404) from error
 
     def size(self, path: str) -> int:
         """Its bytes."""

@@ -10,10 +10,11 @@ from pydantic import Field, field_validator, model_validator
 
 from twllm.config import Config
 from twllm.corpus.dedup_config import DedupConfig
+from twllm.corpus.privacy_config import PrivacyConfig
 from twllm.corpus.region_config import RegionConfig
 from twllm.errors import did_you_mean
 
-DEFAULT_STEPS = ("normalize", "quality", "script", "dedup")
+DEFAULT_STEPS = ("normalize", "region", "quality", "privacy", "boilerplate", "near_dedup")
 
 
 class CommonCrawlConfig(Config):
@@ -147,12 +148,16 @@ class CorpusConfig(Config):
     dedup: DedupConfig = Field(
         default_factory=DedupConfig, description="steps near_dedup, dedup_paragraphs, boilerplate"
     )
+    privacy: PrivacyConfig = Field(default_factory=PrivacyConfig, description="step privacy")
     mix: MixConfig = Field(default_factory=MixConfig, description="shares of the training tokens")
     write: Literal["one", "shards"] = Field(
         "one", description="documents in one file, or in one file a part of the input"
     )
     part_mb: float = Field(64.0, gt=0, description="small files are taken together to parts of so many megabytes")
     max_document_mb: float = Field(64.0, gt=0, description="a line, page or file larger than this is broken input")
+    max_document_seconds: float = Field(
+        60.0, gt=0, description="a page, docx, epub or pdf that takes longer to read is broken input"
+    )
     count_tokens: str | None = Field(
         None, description="tokenizer folder that counts the funnel's tokens; without: UTF-8 bytes / 4.5"
     )

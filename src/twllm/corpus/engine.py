@@ -266,6 +266,7 @@ class Worker:
             skip_broken=broken == "skip" or (broken == "auto" and part.web),
             on_bytes=self.listener.on_bytes,
             max_bytes=int(config.max_document_mb * 2**20),
+            max_seconds=config.max_document_seconds,
             takedown=self.takedown if config.takedown else None,
             on_takedown=lambda document: gone.update([document.id]),
         )

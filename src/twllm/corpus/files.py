@@ -1,18 +1,16 @@
 """Files of a source, and their bytes: plain or packed (gzip, Zstandard, bzip2, xz), read as a stream, with a cut-off
 file noticed. Local files are paths; what lies behind a URL (s3://, gs://, hf://, https://, …) is corpus/remote.py's.
 
-A cut Zstandard file must be noticed by us: the library's reader ends there without a word. Text of unknown charset is
-tried as UTF-8, then Big5 (cp950, what Taiwan's old files are in), then GB 18030; strictly, so that no character is
-guessed.
+A cut Zstandard file must be noticed by us: the library's reader ends there without a word. What charset bytes are in is
+told by charset.py.
 """
 
 import bz2
-import codecs
 import gzip
 import io
 import lzma
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from glob import glob
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import Any
 
 from twllm import data
 from twllm.artifact import fingerprint, hash_path
+from twllm.corpus.charset import decode as decode
 from twllm.corpus.config import CorpusConfig, CorpusSource
 from twllm.corpus.remote import RemoteFile, is_url, list_urls
 from twllm.errors import UserError, require_file
@@ -32,16 +31,6 @@ WEB = {"warc", "wikipedia"}  # kinds in which broken input is counted and passed
 PACKED = ("gz", "zst", "bz2", "xz")
 File = Path | RemoteFile
 CHUNK_BYTES = 1 << 20
-FALLBACK_CHARSETS = ("utf-8-sig", "cp950", "gb18030")
-MAX_RARE_SHARE = 0.25  # Taiwan's statutes have 0.0001, transcripts 0.0007; Simplified text in GB read as Big5 0.46
-ALIASES = {
-    "big5": "cp950",
-    "big5-hkscs": "big5hkscs",
-    "gb2312": "gb18030",
-    "gbk": "gb18030",
-    "utf8": "utf-8-sig",
-    "utf-8": "utf-8-sig",
-}
 OUTPUT = "documents.jsonl.zst"
 SHARDS = "documents"  # folder of the same in one file a part
 
@@ -290,36 +279,3 @@ def broken_file_errors() -> tuple[type[Exception], ...]:
 
 class BrokenPack(Exception):
     """bz2 tells of damage by an OSError, as a full disk does: this one is damage."""
-
-
-def decode(raw: bytes, declared: Iterable[str] = ()) -> tuple[str, str]:
-    """(text, charset): by byte order mark, the declared charsets, then the usual ones; the first that fits strictly.
-
-    Where none fits, the first declared one (or UTF-8) with U+FFFD for each broken character.
-    """
-    if raw[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-        declared = ("utf-16",)
-    known = [ALIASES.get(name.strip().lower(), name.strip().lower()) for name in declared]
-    names = [name for name in known if _is_charset(name)]
-    for name in (*names, *FALLBACK_CHARSETS):
-        try:
-            text = raw.decode(name)
-        except UnicodeDecodeError:
-            continue
-        if name in names or name != "cp950" or not _looks_wrong(text):
-            return text, name
-    name = (*names, "utf-8-sig")[0]
-    return raw.decode(name, "replace"), name
-
-
-def _looks_wrong(text: str) -> bool:
-    """Whether text read as Big5 is likely GB: too many of Big5's second-level (rare) characters, rows C9 and up."""
-    leads = [raw[0] for char in text[:4000] if len(raw := char.encode("cp950")) == 2 and raw[0] >= 0xA4]
-    return sum(lead >= 0xC9 for lead in leads) > MAX_RARE_SHARE * len(leads)
-
-
-def _is_charset(name: str) -> bool:
-    try:
-        return codecs.lookup(name)._is_text_encoding  # base64 and the like are codecs too
-    except (LookupError, ValueError):
-        return False

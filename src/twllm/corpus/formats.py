@@ -10,14 +10,16 @@ import io
 import posixpath
 import re
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 from xml.etree import ElementTree
 
+from twllm.corpus import html
 from twllm.corpus.document import Document, Dropped
 from twllm.corpus.files import File, decode
+from twllm.errors import UserError
 
 if TYPE_CHECKING:
     from twllm.corpus.read import Reading
@@ -66,8 +68,17 @@ def read_html_file(file: File, reading: "Reading") -> Iterator[Document | Droppe
     if isinstance(raw, Dropped):
         yield raw
         return
-    row = page_row(raw, "")
-    yield reading.document(row, row.pop("text"), reading.place(file))
+    row = reading.bounded(lambda: page_row(raw, ""), str(file))
+    yield _document(row, reading, file)
+
+
+def _document(row: "Mapping[str, Any] | Dropped | None", reading: "Reading", file: File) -> Document | Dropped:
+    from twllm.corpus.warc import without_text
+
+    if isinstance(row, Dropped):
+        return row
+    assert row is not None
+    return reading.document(without_text(row), row["text"], reading.place(file))
 
 
 def _office(
@@ -79,7 +90,7 @@ def _office(
         yield raw
         return
     try:
-        row = read(Archive(raw, reading.max_bytes))
+        row = reading.bounded(lambda: read(Archive(raw, reading.max_bytes)), str(file))
     except TooMuch:
         yield reading.too_large(file)
     except (
@@ -93,7 +104,7 @@ def _office(
         told = f"檔案不完整或損壞 (damaged file): {str(error)[:200]}"
         yield reading.broken("broken_file", told, str(file))
     else:
-        yield reading.document(row, row.pop("text"), reading.place(file))
+        yield _document(row, reading, file)
 
 
 class TooMuch(Exception):
@@ -191,8 +202,6 @@ def read_epub(file: File, reading: "Reading") -> Iterator[Document | Dropped]:
 
 def epub_row(archive: Archive) -> dict[str, Any]:
     """Text, title, and what the book says of its rights."""
-    from twllm.corpus.html import read_html
-
     root = archive.xml("META-INF/container.xml").find(f".//{CONTAINER}rootfile")
     package_name = root.get("full-path", "") if root is not None else ""
     package = archive.xml(package_name)
@@ -204,7 +213,7 @@ def epub_row(archive: Archive) -> dict[str, Any]:
             continue
         if "html" in (item.get("media-type") or ""):
             name = posixpath.join(posixpath.dirname(package_name), unquote(item.get("href") or ""))
-            chapters.append(read_html(decode(archive.read(posixpath.normpath(name)))[0])[1])
+            chapters.append(html.read_html(decode(archive.read(posixpath.normpath(name)))[0], main=False)[1])
     found = {key: package.findtext(f".//{DUBLIN}{key}") for key in ("title", "creator", "rights", "language")}
     text = "\n\n".join(chapter for chapter in chapters if chapter)
     return {"text": text, **{key: value.strip() for key, value in found.items() if value and value.strip()}}
@@ -212,32 +221,43 @@ def epub_row(archive: Archive) -> dict[str, Any]:
 
 def read_pdf(file: File, reading: "Reading") -> Iterator[Document | Dropped]:
     """The text of a PDF, page after page; lines of a paragraph are joined."""
-    import logging
-
-    from pypdf import PdfReader
-
     raw = reading.whole(file)
     if isinstance(raw, Dropped):
         yield raw
         return
-    logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # what it repairs is told in hundreds of lines
     try:
-        pdf = PdfReader(io.BytesIO(raw))
-        if len(pdf.pages) > MAX_PDF_PAGES:
-            raise BadDocument(f"{len(pdf.pages)} pages")
-        pages, left = list[str](), reading.max_bytes
-        for page in pdf.pages:
-            pages.append(join_lines(page.extract_text()).strip())
-            left -= len(pages[-1])
-            if left < 0:
-                break
-        title = str((pdf.metadata and pdf.metadata.title) or "").strip()
+        row = reading.bounded(lambda: pdf_row(raw, reading.max_bytes), str(file))
+    except UserError:
+        raise
     except Exception as error:  # the library raises whatever a broken file makes it stumble over
         told = f"檔案不完整或損壞 (damaged file): {type(error).__name__} {str(error)[:200]}"
         yield reading.broken("broken_file", told, str(file))
         return
-    row = {"title": title or None, "pages": len(pages)}
-    yield reading.document(row, "\n".join(page for page in pages if page), reading.place(file))
+    if isinstance(row, dict) and not row["text"]:
+        told = "PDF 沒有文字：掃描的，或太大的頁被跳過 (no text: scanned, or pages beyond the limits)"
+        yield Dropped(Document(str(file), "", reading.source.label), "read", "no_text", told)
+        return
+    yield _document(row, reading, file)
+
+
+def pdf_row(raw: bytes, max_chars: int) -> dict[str, Any]:
+    """Text, title and number of pages; pypdf holds each stream to 75 MB and refuses page trees that go in circles."""
+    import logging
+
+    from pypdf import PdfReader
+
+    logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # what it repairs is told in hundreds of lines
+    pdf = PdfReader(io.BytesIO(raw))
+    if len(pdf.pages) > MAX_PDF_PAGES:
+        raise BadDocument(f"{len(pdf.pages)} pages")
+    pages, left = list[str](), max_chars
+    for page in pdf.pages:
+        pages.append(join_lines(page.extract_text()).strip())
+        left -= len(pages[-1])
+        if left < 0:
+            break
+    title = str((pdf.metadata and pdf.metadata.title) or "").strip()
+    return {"title": title or None, "pages": len(pages), "text": "\n".join(page for page in pages if page)}
 
 
 LINE_IN_SENTENCE = re.compile(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from twllm.artifact import write_json, write_text
+from twllm.corpus.funnel_names import named
 
 CJK_FONTS = (
     "Noto Sans CJK TC",
@@ -15,17 +16,6 @@ CJK_FONTS = (
     "Microsoft JhengHei",
     "AR PL UMing TW",
 )
-# fmt: off
-ZH = {
-    "read": "讀入", "normalize": "正規化", "quality": "品質", "script": "正體", "dedup": "去重",
-    "too_short": "太短", "garbled": "亂碼", "symbols": "符號過多", "few_han": "漢字太少", "repeated_lines": "重複行",
-    "no_sentence_end": "沒有句子", "simplified": "簡體字", "duplicate": "重複文件", "near_duplicate": "近似重複",
-    "decontaminate": "除汙", "evaluation_question": "評測題目", "evaluation_context": "評測短文",
-    "evaluation_reference": "評測答案", "evaluation_text": "評測文字", "broken_line": "壞行", "long_line": "過長的行",
-    "broken_file": "壞檔", "broken_record": "壞紀錄", "too_large": "過大", "no_text": "沒有文字", "missing": "抓不到",
-    "taiwan": "臺灣用語", "language": "語言", "region": "地區", "sites": "網站", "privacy": "個資",
-}
-# fmt: on
 MAX_BARS = 40
 TITLES = {
     "documents left": "留下的文件",
@@ -70,7 +60,7 @@ def page(folder: Path, samples: dict[str, list[dict[str, Any]]]) -> str:
             f"{_clean(row['detail'])}</small></blockquote>\n"
             for row in kept
         )
-        parts.append(f"<details><summary>{html.escape(_name(reason))}（{len(kept)}）</summary>\n{told}</details>\n")
+        parts.append(f"<details><summary>{html.escape(named(reason))}（{len(kept)}）</summary>\n{told}</details>\n")
     return (
         f'<!doctype html><html lang="zh-Hant-TW"><meta charset="utf-8"><title>語料漏斗</title><style>{STYLE}</style>\n'
         f"<h1>語料漏斗 (corpus funnel)</h1>\n<table><tr>{cells}</tr>\n{table}</table>\n"
@@ -83,10 +73,6 @@ def _clean(text: str) -> str:
     return html.escape(text.encode("utf-8", "replace").decode())
 
 
-def _name(name: str) -> str:
-    return f"{ZH[name]} {name}" if name in ZH else name
-
-
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Documents left after each stage, drops by reason, what each source keeps. Latin names where no CJK font is found."""
     from matplotlib import font_manager, rc_context
@@ -95,7 +81,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 
     have = {font.name for font in font_manager.fontManager.ttflist}
     font = next((name for name in CJK_FONTS if name in have), None)
-    say = _name if font else _latin
+    say = named if font else _latin
     drops = [(f"{say(reason)}", count["documents"]) for row in rows for reason, count in row["drops"].items()]
     drops = sorted(drops, key=lambda item: -item[1])[:MAX_BARS]
     sources = _shares(rows)[:MAX_BARS]

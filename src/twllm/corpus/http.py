@@ -44,6 +44,10 @@ class Retry:
 class Missing(Exception):
     """The server answers that it is not there (404, 410), or that the file ends before (416)."""
 
+    def __init__(self, url: str, status: int) -> None:
+        super().__init__(f"{url} HTTP {status}")
+        self.past_the_end = status == 416
+
 
 @cache
 def client() -> "httpx.Client":
@@ -74,7 +78,7 @@ def request(url: str, retry: Retry, method: str = "GET", **headers: str) -> "htt
             answer.close()
             told, after = f"HTTP {answer.status_code}", answer.headers.get("Retry-After")
             if answer.status_code in (404, 410, 416):
-                raise Missing(f"{url} {told}")
+                raise Missing(url, answer.status_code)
             if answer.status_code != 429 and answer.status_code < 500:
                 raise UserError(f"伺服器拒絕 (refused): {told}", url, "檢查網址與權限")
         except httpx.TransportError as error:
@@ -172,7 +176,7 @@ class HttpFile(io.RawIOBase):
             except StopIteration:
                 self._ended = True
             except Missing as error:
-                if "416" not in str(error):
+                if not error.past_the_end:
                     raise
                 self._ended = True
             except httpx.TransportError as error:

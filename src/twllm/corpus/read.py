@@ -17,6 +17,8 @@ from twllm.corpus.config import CorpusSource
 from twllm.corpus.document import Document, Dropped
 from twllm.corpus.files import File, OnBytes, broken_file_errors, decode, kind_of, open_stream, size_of
 from twllm.corpus.formats import reader_of
+from twllm.corpus.html import TooMuch
+from twllm.corpus.limits import TooSlow, time_limit
 from twllm.corpus.remote import RemoteFile
 from twllm.corpus.rows import MAX_LINE_BYTES, BrokenRow, jsonl_rows, parquet_rows
 from twllm.corpus.takedown import Takedown
@@ -36,6 +38,7 @@ class Reading:
     skip_broken: bool = False
     on_bytes: OnBytes = lambda _: None
     max_bytes: int = MAX_LINE_BYTES  # of a line, a page, a file that is one document
+    max_seconds: float = 60.0  # a page, docx, epub or pdf takes longer: dropped
     takedown: Takedown | None = None
     on_takedown: Callable[[Document], None] = lambda _: None
 
@@ -88,6 +91,21 @@ class Reading:
         """
         what = f"檔案太大 (file too large): > {self.max_bytes / 2**20:.0f} MB"
         return self.broken("too_large", what, str(file), fix="分成幾個檔案，或提高 corpus.max_document_mb")
+
+    def bounded(self, make: Callable[[], Mapping[str, Any] | None], where: str) -> Mapping[str, Any] | Dropped | None:
+        """The row that `make` gives, or the drop of a page that takes too long or is nested too deep.
+
+        Raises:
+            UserError: it is one, and broken input is not skipped.
+        """
+        try:
+            with time_limit(self.max_seconds):
+                return make()
+        except TooSlow as error:
+            fix = '提高 corpus.max_document_seconds，或設 corpus.on_broken = "skip" 略過並計數'
+            return self.broken("too_slow", f"處理太久 (takes too long): > {error}", where, fix=fix)
+        except TooMuch as error:
+            return self.broken("too_deep", f"標籤太多或巢狀太深 (too costly to parse): {error}", where)
 
     def place(self, file: File) -> str:
         """The file's path below the source's folder, or its name."""

@@ -9,13 +9,17 @@ Not covered: neutral text of other regions (「我默書一百分。」), Singap
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
-from twllm.corpus.codes import Code, Counts, count
+from twllm.corpus.codes import Code, Counts, class_of, count
 from twllm.corpus.language import Language, language_of
-from twllm.corpus.region_words import CN, CONVERTED, HK, TW, finder
+from twllm.corpus.quality import Fault
+from twllm.corpus.quality import judge as judge_page
+from twllm.corpus.region_words import CN, CONVERTED, HK, TW, converter_words, finder
 
 PRIOR, PRIOR_PER_ROOT = 2.0, 1.0  # weight for Taiwan: to begin with, and for the root of the length in thousands of Han
 REPEATED = 0.5  # how much the logarithm of a word's count adds to its weight
@@ -23,8 +27,13 @@ UNSURE = 0.2  # what the score of a text without evidence loses
 KEEP_FROM = 0.5
 CURLY_BESIDE = 4.0  # foreign weight beside which curly quotes say that Taiwan's words came with a conversion
 CONVERTED_KIND = "converted"  # what only a converter writes: Taiwan's words beside it are the converter's, too
+CONVERTER_WROTE = "converter wrote"  # of Taiwan's weight, the words that a converter knows (軟體, 計程車)
+DOUBT_BELOW = 150  # Han; in a longer text native technical prose would suffer (kept of rust-book-tw: 0.94 for 0.98)
+DOUBT = 3.0  # mainland weight beside which those count for half
 HOSTS = {".tw": TW, ".hk": HK, ".mo": HK, ".cn": CN}
 HOST_WEIGHT = 2.0
+MENTION = re.compile("[「『“](.)[」』”]")  # a character spoken about: 「裏」和「裡」是異體字
+MENTIONS = 2
 FOREIGN_LANGUAGES = {"yue": "HK", "nan": "TW", "hak": "TW"}
 SHOWN = 6
 
@@ -52,9 +61,10 @@ class Look:
         return told
 
 
-def look(text: str, url: str = "") -> Look:
+def look_at(text: str, url: str = "") -> Look:
     """Everything about the language and region of a text."""
     counts = count(text)
+    _forget_mentions(text, counts)
     data = fold_bytes(text, counts) if counts.han else b""
     matches = finder().find(data) if data else []
     found = _by_kind(matches)
@@ -70,6 +80,20 @@ def look(text: str, url: str = "") -> Look:
     return Look(counts, matches, language, weights, region, score, found)
 
 
+look = lru_cache(maxsize=1)(look_at)  # the last text is remembered: the next step asks for it again
+
+
+def _forget_mentions(text: str, counts: Counts) -> None:
+    """A regional form of a character in quotation marks of its own is spoken about; where that happens twice, all are."""
+    regional = (Code.OPENCC, Code.HONGKONG, Code.EITHER)
+    if any(counts.by[code] for code in regional):
+        spoken = [code for char in MENTION.findall(text) if (code := class_of(char)) in regional]
+        every = [code for code in regional for _ in range(counts.by[code])]
+        for one in every if len(spoken) >= MENTIONS else spoken:
+            counts.by[one] -= 1
+            counts.by[Code.HAN] += 1
+
+
 def fold_bytes(text: str, counts: Counts) -> bytes:
     """The text as UTF-8, variants of characters as Taiwan writes them where there are any."""
     by = counts.by
@@ -80,9 +104,11 @@ def fold_bytes(text: str, counts: Counts) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
-def found_words(text: str, counts: Counts) -> dict[str, dict[str, int]]:
-    """Kind → word → times of all lists, spam and boilerplate among them."""
-    return _by_kind(finder().find(fold_bytes(text, counts))) if counts.han else {}
+@lru_cache(maxsize=1)
+def page_fault(text: str, url: str = "") -> Fault | None:
+    """The first rule of page quality that a text breaks (corpus/quality.py); steps that ask one after the other share the answer."""
+    seen = look(text, url)
+    return judge_page(text, seen.counts, seen.found)
 
 
 def _by_kind(matches: list[tuple[int, int, int]]) -> dict[str, dict[str, int]]:
@@ -102,6 +128,8 @@ def weigh(counts: Counts, found: Mapping[str, Mapping[str, int]], url: str = "")
     """Evidence for each region; what was read from characters is added to `found` under a name in brackets."""
     weights = {kind: _weight_of(found.get(kind, {}), kind) for kind in (CN, HK, TW)}
     weights[CONVERTED_KIND] = sum(w for word in found.get(CN, {}) if (w := _weights()[CN].get(word, 0.0)) == CONVERTED)
+    written = {word: n for word, n in found.get(TW, {}).items() if word in converter_words()}
+    weights[CONVERTER_WROTE] = _weight_of(written, TW)
     by, han = counts.by, max(counts.han, 1)
     few = han // 1000  # a form of a character as rare as that is a slip or a quotation
     for code, kinds, weight, name in (
@@ -149,12 +177,12 @@ def judge(counts: Counts, weights: Mapping[str, float], script: str) -> tuple[st
     """Region and score of Chinese text."""
     if script == "Hans":
         return CN, 0.0
-    taiwan = (
-        weights[TW] / (1 + weights.get(CONVERTED_KIND, 0.0) / CONVERTED)
-        + PRIOR
-        + PRIOR_PER_ROOT * math.sqrt(counts.han / 1000)
-    )
     foreign = max(weights[CN], weights[HK])
+    wrote = weights.get(CONVERTER_WROTE, 0.0)
+    own = weights[TW] - wrote + wrote / (1 + weights[CN] / DOUBT) if counts.han < DOUBT_BELOW else weights[TW]
+    taiwan = (
+        own / (1 + weights.get(CONVERTED_KIND, 0.0) / CONVERTED) + PRIOR + PRIOR_PER_ROOT * math.sqrt(counts.han / 1000)
+    )
     share = taiwan / (taiwan + foreign)
     score = share * (1 - UNSURE * math.exp(-(weights[TW] + foreign) / 3))
     if script == "Mixed":

@@ -11,10 +11,10 @@ class RegionConfig(Config):
     """[corpus.region]: settings of corpus steps that judge language, region, web sites."""
 
     languages: tuple[str, ...] = Field(
-        ("zh", "lzh"), description="language: kept, ISO 639: zh, lzh, yue, nan, hak, en …"
+        ("zh", "lzh"), description="language, region: kept, ISO 639: zh, lzh, yue, nan, hak, en …"
     )
     page_rules: bool = Field(
-        True, description="quality: the rules of corpus/quality.py: advertising, menus, repetition"
+        True, description="quality, region: the rules of corpus/quality.py: advertising, menus, repetition"
     )
     min_score: float = Field(0.5, ge=0, le=1, description="region: how much a text must read as Taiwan's")
     cut: bool = Field(True, description="region: cut foreign paragraphs out of mixed pages; false: drop such pages")

@@ -68,6 +68,8 @@ def words() -> tuple[Word, ...]:
     for kind, lists in _load("quality").items():
         for text in " ".join(lists.values()).split():
             add(text, kind, 1.0)
+    for text in [text for (text, kind), weight in found.items() if kind == CN and weight == CONVERTED]:
+        found.pop((text, TW), None)  # OpenCC's list has it for Taiwan, Taiwan does not: 價效比
     for text in [text for text, kind in found if kind == CN and (text, HK) in found]:
         shared = max(found[text, CN], min(found[text, HK], LISTED))  # neither says which of the two it is
         found[text, CN] = found[text, HK] = max(shared, LISTED) if found[text, CN] != WEAK else LISTED
@@ -75,6 +77,12 @@ def words() -> tuple[Word, ...]:
         found = {key: weight for key, weight in found.items() if key[0] != fold(text)}
         add(text, "", 0)
     return tuple(Word(text, kind, weight) for (text, kind), weight in found.items())
+
+
+@cache
+def converter_words() -> frozenset[str]:
+    """Taiwan's words that OpenCC writes when it converts from the mainland's: beside mainland words they say little."""
+    return frozenset(fold(text) for text, (region, _) in lexicon().items() if region == "taiwan")
 
 
 def _weight(kind: str, strength: str) -> float:

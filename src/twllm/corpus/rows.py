@@ -69,7 +69,7 @@ def jsonl_rows(
 def parse_lines(lines: Iterable[bytes]) -> Iterator[tuple[str, Row | BrokenRow]]:
     """(line number, object) of lines of JSON objects; a byte order mark on the first one is allowed."""
     for number, line in enumerate(lines, 1):
-        if number == 1:
+        if number == 1 and not isinstance(line, LongLine):
             line = line.removeprefix(b"\xef\xbb\xbf")
         if isinstance(line, LongLine):
             what = "這一行太長 (line too long)"

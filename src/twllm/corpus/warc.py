@@ -9,7 +9,7 @@ drops it), revisit records.
 
 import io
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from twllm.corpus.document import Document, Dropped
@@ -50,13 +50,15 @@ def documents_of(
     if not wanted(record.head):
         return
     try:
-        row = read_record(record, reading.max_bytes)
+        row = reading.bounded(lambda: read_record(record, reading.max_bytes), place)
     except TooLarge:
         what = f"這一頁太大 (page too large): {record.head.get('warc-target-uri', '')}"
         yield reading.broken("too_large", what, place)
         return
-    if row:
-        yield reading.document(row, row.pop("text"), where.rpartition("/")[2])
+    if isinstance(row, Dropped):
+        yield row
+    elif row:
+        yield reading.document(without_text(row), row["text"], where.rpartition("/")[2])
 
 
 class TooLarge(Exception):
@@ -85,6 +87,11 @@ def read_record(record: Record, max_bytes: int) -> dict[str, Any] | None:
     if record.too_large:
         raise TooLarge
     return row | page_row(unpacked(http, body, max_bytes), http.get("content-type", ""))
+
+
+def without_text(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row says of its text."""
+    return {key: value for key, value in row.items() if key != "text"}
 
 
 def page_row(page: bytes, content_type: str) -> dict[str, Any]:

@@ -8,7 +8,9 @@ from typer.core import TyperGroup
 
 from twllm.errors import UserError
 from twllm.evaluate.contamination_report import contamination, texts
+from twllm.evaluate.needle_data import needle_data
 from twllm.evaluate.no_harm import no_harm
+from twllm.evaluate.positions import positions
 
 ASK = "ask-a-model"  # no folder is called so
 
@@ -29,6 +31,8 @@ app = typer.Typer(
 )  # fmt: skip
 
 app.command("no-harm")(no_harm)
+app.command("positions")(positions)
+app.command("needle-data")(needle_data)
 app.command("contamination")(contamination)
 app.command("texts")(texts)
 

@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
@@ -20,6 +21,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from twllm.errors import UserError, did_you_mean, require_file
+from twllm.model.seeing import is_seeing
 from twllm.model.sizes import SIZES, count_parameters
 from twllm.tokens.tokenizer import ChatTokenizer
 
@@ -45,7 +47,7 @@ def build(size: str, tokenizer: ChatTokenizer, context: int, seed: int) -> PreTr
 
 
 def load(folder: str | Path) -> PreTrainedModel:
-    """A causal language model from a Hugging Face folder, in fp32; safetensors only (no pickle is read).
+    """A causal language model, or one that sees (vision.py), from a Hugging Face folder, in fp32; safetensors only (no pickle is read).
 
     Raises:
         UserError: the folder is missing or holds no model.
@@ -59,8 +61,9 @@ def load(folder: str | Path) -> PreTrainedModel:
             "指到 Hugging Face 格式的模型資料夾",
         )
     transformers_logging.disable_progress_bar()
+    kind = AutoModelForImageTextToText if is_seeing(folder) else AutoModelForCausalLM
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+        model: PreTrainedModel = kind.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(
             f"讀不進這個模型 (cannot load): {str(error).splitlines()[0]}", folder, "需要 safetensors 格式的因果語言模型"
@@ -89,5 +92,7 @@ def weights_fingerprint(state: dict[str, Any]) -> str:
     digest = hashlib.sha256()
     for name in sorted(state):
         digest.update(name.encode())
-        digest.update(state[name].detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        tensor = state[name].detach()
+        tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # of several processes
+        digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

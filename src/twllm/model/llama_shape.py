@@ -2,7 +2,8 @@
 
 Llama, Mistral, Qwen2 and Qwen3 are one shape with options: biases on query, key and value, norms on query and key. Position angles
 follow `rope_parameters` (transformers 5) or `rope_scaling` (before): default, linear (arXiv 2306.15595) and llama3.
-Not covered, refused by name: sliding windows shorter than the context, YaRN, dynamic and long rope, partial rotation, experts.
+Not covered, refused by name: sliding windows shorter than the context, dynamic and long rope, partial rotation, experts; YaRN where the
+caller does not compute it itself (llama.cpp does: `own` names what it can).
 """
 
 import json
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from twllm.errors import UserError, require_file
 
 MODELS = {"llama", "mistral", "qwen2", "qwen3"}
+LLAMACPP_ROPE = frozenset({"yarn"})  # what llama.cpp computes itself
 CONTEXT = 4096  # where the checkpoint names none; chosen
 
 
@@ -47,8 +49,8 @@ class LlamaShape:
         return base
 
 
-def read_shape(folder: str | Path) -> LlamaShape:
-    """The shape of a checkpoint.
+def read_shape(folder: str | Path, own: frozenset[str] = frozenset()) -> LlamaShape:
+    """The shape of a checkpoint; `own`: kinds of rope that the caller computes without `frequencies`.
 
     Raises:
         UserError: no config.json, or a model that is not of this shape; the torch engine may know it.
@@ -69,7 +71,7 @@ def read_shape(folder: str | Path) -> LlamaShape:
         if config.get(key, plain) not in (plain, None):
             raise _refused(f"{key} {config[key]!r}", file)
     rope = _rope(config)
-    if rope["rope_type"] not in {"default", "linear", "llama3"}:
+    if rope["rope_type"] not in {"default", "linear", "llama3"} | own:
         raise _refused(f"rope_type {rope['rope_type']!r}", file)
     heads = int(config["num_attention_heads"])
     return LlamaShape(

@@ -59,12 +59,3 @@ def train_flops_per_token(size: Size, vocab_size: int, context: int) -> int:
     body = size.L * (2 * size.D * size.D * (1 + size.K / size.H) + 3 * size.D * size.F)
     attention = 6 * size.L * size.D * context  # 12 L D T, halved by the causal mask
     return int(6 * (body + vocab_size * size.D) + attention)
-
-
-def train_memory_bytes(parameters: int, size: Size, vocab_size: int, micro_tokens: int) -> int:
-    """Rough peak: fp32 weights, gradients and two Adam moments (16 bytes a parameter) and the activations of one micro-batch.
-
-    Activations: about 17 D + 4 F floats a token and layer without recomputation, the head in chunks of at most 1,024 tokens.
-    """
-    activations = micro_tokens * size.L * (17 * size.D + 4 * size.F) * 4
-    return 16 * parameters + activations + 3 * 4 * min(micro_tokens, 1024) * vocab_size

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from twllm.artifact import explain_os_errors, sync
 from twllm.errors import UserError
-from twllm.model.llama_shape import LlamaShape, read_shape
+from twllm.model.llama_shape import LLAMACPP_ROPE, LlamaShape, read_shape
 from twllm.model.weights import Weights, to_bf16
 from twllm.tokens.contract import require_trained_template, trained_fingerprint
 from twllm.tokens.tokenizer import ChatTokenizer
@@ -87,7 +87,7 @@ def write_gguf(
         UserError: not Llama-shaped, rows that q8_0 cannot cut in blocks, a vocabulary without a GGUF form, or no space.
     """
     folder, out = Path(folder), Path(out)
-    shape, weights = read_shape(folder), Weights(folder)
+    shape, weights = read_shape(folder, LLAMACPP_ROPE), Weights(folder)
     told = {f"general.{key}": value for key, value in (facts or {}).items() if value}
     tokenizer = ChatTokenizer.load(folder) if vocabulary else None
     if tokenizer is not None:
@@ -160,6 +160,23 @@ def _describe(writer: GGUFWriter, shape: LlamaShape, kind: Kind) -> None:
 
         writer.add_rope_scaling_type(RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(float(shape.rope["factor"]))
+    if shape.rope["rope_type"] == "yarn":
+        _describe_yarn(writer, shape)
+
+
+def _describe_yarn(writer: GGUFWriter, shape: LlamaShape) -> None:
+    """llama.cpp sharpens attention by 1 + 0.1 ln(factor) itself, as transformers does where nothing else is asked for."""
+    from gguf import RopeScalingType
+
+    rope = shape.rope
+    odd = [key for key in ("attention_factor", "mscale", "mscale_all_dim") if rope.get(key)]
+    if odd or rope.get("truncate", True) is not True:
+        raise _no_form(f"YaRN {odd[0] if odd else 'truncate = false'}")
+    writer.add_rope_scaling_type(RopeScalingType.YARN)
+    writer.add_rope_scaling_factor(float(rope["factor"]))
+    writer.add_rope_scaling_orig_ctx_len(int(rope["original_max_position_embeddings"]))
+    writer.add_rope_scaling_yarn_beta_fast(float(rope.get("beta_fast") or 32))
+    writer.add_rope_scaling_yarn_beta_slow(float(rope.get("beta_slow") or 1))
 
 
 def _stretch(shape: LlamaShape) -> NDArray[np.float32] | None:

@@ -89,9 +89,9 @@ def merge_adapter(adapter: Path, base: Path, out: Path) -> dict[str, Any]:
 
 
 class Changes:
-    """What an adapter does to the base's tensors, by the base's names."""
+    """What an adapter does to the base's tensors, by the base's names; `base` is its folder, or its config.json as read."""
 
-    def __init__(self, adapter: Path, config: dict[str, Any], base: Path) -> None:
+    def __init__(self, adapter: Path, config: dict[str, Any], base: Path | dict[str, Any]) -> None:
         self.folder, self.config = adapter, config
         self.parts: dict[str, dict[str, torch.Tensor]] = {}
         self.tables: set[str] = set()
@@ -116,10 +116,14 @@ class Changes:
         else:
             raise UserError("轉接器裡有不認得的張量 (unknown tensor)", f"{self.folder}: {name}", "用 peft 合併後再匯出")
 
-    def _refuse_tied(self, base: Path) -> None:
-        config = json.loads(require_file(base / "config.json").read_text(encoding="utf-8"))
+    def _refuse_tied(self, base: Path | dict[str, Any]) -> None:
+        if isinstance(base, dict):
+            config = base
+        else:
+            config = json.loads(require_file(base / "config.json").read_text(encoding="utf-8"))
         if config.get("quantization_config"):
-            raise UserError("底模是量化過的 (quantised base)", base, "換成原始精度的底模再合併")
+            where = self.folder if isinstance(base, dict) else base
+            raise UserError("底模是量化過的 (quantised base)", where, "換成原始精度的底模再合併")
         tables = [n for n in (*self.parts, *self.saved) if n.endswith(("embed_tokens.weight", "lm_head.weight"))]
         both = len({name.rsplit(".", 2)[-2] for name in tables}) == 2
         if config.get("tie_word_embeddings") and tables and not (both and set(tables) <= set(self.saved)):

@@ -14,10 +14,27 @@ MAX_TOOLS = 128  # OpenAI's
 
 
 class TextPart(Shape):
-    """One part of a message; only text is known."""
+    """A text of a message."""
 
     type: Literal["text"]
     text: str
+
+
+class ImageAddress(Shape):
+    """A picture: a data URL, or an http(s) address where the server allows it. `detail` is read and changes nothing."""
+
+    url: Annotated[str, Field(min_length=1)]
+    detail: Literal["auto", "low", "high"] | None = None
+
+
+class ImagePart(Shape):
+    """A picture of a message."""
+
+    type: Literal["image_url"]
+    image_url: ImageAddress
+
+
+Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
 class CalledFunction(Shape):
@@ -39,16 +56,30 @@ class Message(Shape):
     """One turn. `developer` is OpenAI's newer word for `system`; `tool` brings the result of a call."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
+    content: str | list[Part] | None = None
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
 
+    @property
+    def pictures(self) -> list[str]:
+        """Addresses of its pictures."""
+        parts = self.content if isinstance(self.content, list) else ()
+        return [part.image_url.url for part in parts if isinstance(part, ImagePart)]
+
     def plain(self) -> dict[str, Any]:
-        """The message as the chat template takes it."""
+        """The message as the chat template takes it; with pictures, in parts."""
         parts = self.content or ""
-        text = parts if isinstance(parts, str) else "".join(part.text for part in parts)
-        message: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": text}
+        content: str | list[dict[str, Any]]
+        if isinstance(parts, str) or not self.pictures:
+            content = (
+                parts if isinstance(parts, str) else "".join(part.text for part in parts if isinstance(part, TextPart))
+            )
+        else:
+            content = [
+                {"type": "text", "text": p.text} if isinstance(p, TextPart) else {"type": "image"} for p in parts
+            ]
+        message: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": content}
         if self.tool_calls and self.role == "assistant":
             message["tool_calls"] = [call.model_dump(exclude_none=True) for call in self.tool_calls]
         if self.role == "tool":
@@ -117,6 +148,8 @@ class ChatRequest(SamplingFields):
     def _check(self) -> "ChatRequest":
         calls = False  # whether a tool message may stand here
         for message in self.messages:
+            if message.pictures and message.role != "user":
+                raise ValueError("只有使用者的訊息可以有圖片 (only user messages may have pictures)")
             if message.role == "tool" and not calls:
                 raise ValueError("tool 訊息前面要有 tool_calls (a tool message must follow a call)")
             calls = message.role == "tool" or bool(message.tool_calls and message.role == "assistant")

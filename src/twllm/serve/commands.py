@@ -43,6 +43,8 @@ def serve(
     request_timeout: Annotated[float, typer.Option(min=0.1, help="一個回答最多幾秒")] = 600.0,
     grace: Annotated[float, typer.Option(min=0, help="收到 SIGTERM 後，正在寫的回答還有幾秒")] = 30.0,
     max_body: Annotated[int, typer.Option(min=1000, help="請求內容最多幾位元組")] = 2_000_000,
+    max_images: Annotated[int, typer.Option(min=1, help="一個請求最多幾張圖片（看得見圖片的模型）")] = 8,
+    image_host: Annotated[list[str] | None, typer.Option("--image-host", help="可以從這些主機下載圖片；* 表示任何公開主機；不給就只收 data: 網址；可重複")] = None,
     max_context: Annotated[int | None, typer.Option(min=16, help="提示加回答最多幾個 token；預設看模型")] = None,
     context_policy: Annotated[Literal["refuse", "drop-oldest"], typer.Option(help="對話太長時：拒絕 (4xx)，或整輪丟掉最舊的")] = "refuse",
     trust_proxy: Annotated[bool, typer.Option("--trust-proxy", help="前面有自己的代理伺服器：用 X-Forwarded-For 分辨來客")] = False,
@@ -65,7 +67,7 @@ def serve(
         queue_timeout_s=queue_timeout, request_timeout_s=request_timeout, grace_s=grace, max_context=max_context,
         context_policy=context_policy, api_key=api_key, require_keys=require_keys, metrics_key=metrics_key,
         cors_origins=tuple(cors or ()), trust_proxy=trust_proxy, log_text=log_text, system=system,
-        arena=not no_arena, warm_up=not no_warm_up,
+        arena=not no_arena, warm_up=not no_warm_up, max_images=max_images, image_hosts=tuple(image_host or ()),
     )  # fmt: skip
     choice = EngineChoice(
         engine=engine, tokenizer=tokenizer, replicas=tuple(replica or ()), api_key=remote_key, threads=threads,

@@ -4,18 +4,19 @@ Answers go through continuous batching (engines/scheduler.py, engines/torch_runn
 who else is served changes an answer's numbers by rounding only: in fp32 by about 1e-6, in bf16 by enough that greedy texts may part
 where two ids are about equally likely (dev/LOG.md). Evaluation, which has all prompts at hand, uses `generate_batch` and `score_batch`,
 which compute what prompts share once (tree_batch.py).
-Not covered: several GPUs, quantised weights.
+A model that sees (LLaVA) answers about pictures, too (engines/pictures.py). Not covered: several GPUs, quantised weights.
 """
 
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from twllm.errors import require_file
+from twllm.errors import UserError, require_file
 from twllm.model.build import load
+from twllm.model.rope import context_limit
 from twllm.serve.batch import decode_batch, score_batch
 from twllm.serve.engines.scheduler import BatchingEngine, Facts
 from twllm.serve.engines.torch_runner import SLOTS, open_runner
@@ -35,6 +36,9 @@ from twllm.serve.generation import (
 )
 from twllm.serve.tree_batch import Shared, decode, packs, score
 from twllm.train.machine import cpu_multiplies_bf16
+
+if TYPE_CHECKING:
+    from twllm.serve.engines.pictures import Eyes, Seen
 
 __all__ = ["ContextLengthError", "Engine", "Sampling", "TokenEvent", "TorchEngine"]
 
@@ -72,18 +76,47 @@ class TorchEngine(BatchingEngine):
         self.device, dtype = pick_device()
         dtype = dtype if precision == "auto" else torch.float32 if precision == "fp32" else torch.bfloat16
         self.model = load(folder).to(device=self.device, dtype=dtype).eval().requires_grad_(False)
-        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        self.eyes: Eyes | None = self._open_eyes(folder)
+        limit = context_limit(self.model.config.get_text_config())
         facts = Facts(
             tokenizer=tokenizer,
-            context=int(limit) if limit else None,
+            context=limit or None,
             model_fingerprint=model_fingerprint(folder),
             defaults=default_sampling(config),
             end_ids=end_ids(tokenizer, config),
         )
-        super().__init__(open_runner(self.model, slots=slots, kv_bytes=kv_bytes), facts)
+        super().__init__(
+            open_runner(self.model, slots=slots, kv_bytes=kv_bytes, embed=self.eyes and self.eyes.embed), facts
+        )
         self._batch = threading.RLock()  # batches come one at a time
         self._packed: bool | None = None
         self._shared = Shared()
+
+    def _open_eyes(self, folder: Path) -> "Eyes | None":
+        """What sees, if the model does; `self.model` is then the language model inside."""
+        from twllm.model.vision import language_view, load_processor, sees
+        from twllm.serve.engines.pictures import Eyes
+
+        if not sees(self.model):
+            return None
+        eyes = Eyes(self.model, load_processor(folder))
+        self.model = language_view(self.model)
+        return eyes
+
+    @property
+    def vision(self) -> bool:
+        """Whether pictures may stand in prompts."""
+        return self.eyes is not None
+
+    def see(self, pictures: Sequence[Any]) -> "list[Seen]":
+        """What the model makes of RGB pictures, for `pictures.picture_prompt`; any thread.
+
+        Raises:
+            UserError: it does not see.
+        """
+        if self.eyes is None:
+            raise UserError("這個模型看不懂圖片 (this model does not see)", "messages", "只送文字，或換一個模型")
+        return self.eyes.see(pictures)
 
     def generate_batch(self, prompts: list[list[int]], sampling: Sampling) -> list[list[int]]:
         """Greedy answers (ids without the end token) to all prompts, decoded together; stop strings are not looked at.

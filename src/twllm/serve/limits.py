@@ -27,7 +27,7 @@ class BodyLimit:
     """Reads the body, refuses one that is too large or too slow, hands it on in one piece."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
-        self.app, self.limit = app, service.settings.max_body_bytes
+        self.app, self.limit = app, service.max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""

@@ -3,13 +3,13 @@
 A stream is: role, deltas, finish_reason, usage if asked for, `[DONE]`; with n > 1 the answers come mixed, by their index. An
 error before the first event is a plain HTTP error; one after it is an event, and the stream ends. When the client goes away,
 its request stops using the model. Answer j of n is drawn with `seed + j`.
-Not covered: images, audio, embeddings (404), the Responses API.
+Pictures in messages are looked at first (pictures.py). Not covered: audio, embeddings (404), the Responses API.
 """
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
@@ -22,10 +22,14 @@ from twllm.serve.event_stream import internal_error as internal_error
 from twllm.serve.event_stream import sse as sse
 from twllm.serve.fit import fit
 from twllm.serve.generation import Sampling
+from twllm.serve.pictures import look, place, seen_in
 from twllm.serve.protocol import ApiError, ErrorBody
 from twllm.serve.service import Model, Service
 from twllm.serve.tool_text import prepare
 from twllm.serve.tools import ArgumentsReader, Forced, JsonReader, ObjectsReader, Reader, TagsReader, force, form_of
+
+if TYPE_CHECKING:
+    from twllm.serve.engines.pictures import Seen
 
 CLIENT_CLOSED = 499  # nginx's code for a client that went away; nobody reads it
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -64,8 +68,8 @@ EVENTS = {
 class ChatJob:
     """A checked chat request: its prompt, its settings, how its answers are read."""
 
-    def __init__(self, service: Service, body: ChatRequest) -> None:
-        """Check the request and make its prompt.
+    def __init__(self, service: Service, body: ChatRequest, seen: "Sequence[Seen]" = ()) -> None:
+        """Check the request and make its prompt; `seen`: what the model makes of its pictures.
 
         Raises:
             ApiError: something that cannot be done, or a chat that does not fit.
@@ -74,6 +78,7 @@ class ChatJob:
         self.model: Model = service.pick(body.model)
         self._body, self._tokenizer = body, self.model.engine.tokenizer
         self._messages, self._begun = body.begun_answer()
+        self._messages = place(self._messages, seen)
         self._functions = [function.plain() for function in body.offered()]
         self._several = body.parallel_tool_calls is True
         self._one = body.parallel_tool_calls is False
@@ -92,7 +97,14 @@ class ChatJob:
     def encode(self, messages: list[dict[str, Any]]) -> list[int]:
         """The prompt's ids."""
         chat, tools = self._prepared(messages)
-        return self._tokenizer.encode_chat(chat, add_generation_prompt=True, begin_answer=self._begun, tools=tools).ids
+        seen = seen_in(chat)
+        if not seen:
+            return self._tokenizer.encode_chat(
+                chat, add_generation_prompt=True, begin_answer=self._begun, tools=tools
+            ).ids
+        from twllm.serve.engines.pictures import picture_prompt
+
+        return picture_prompt(self._tokenizer, chat, seen, begin_answer=self._begun, tools=tools)
 
     def text(self) -> str:
         """The prompt as text, as /chat_tokenize shows it."""
@@ -176,7 +188,7 @@ async def unknown(request: Request) -> None:
 
 async def answer_chat(service: Service, body: ChatRequest, request: Request) -> Response:
     """The answer to a chat request, whole or as a stream."""
-    job = ChatJob(service, body)
+    job = ChatJob(service, body, await look(service, body))
     chat = Chat(
         job.model, len(job.ids), [job.reader() for _ in range(body.count)], logprobs=bool(body.logprobs),
         dropped_turns=job.dropped_turns, on_text=service.metrics.observe,

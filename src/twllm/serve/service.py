@@ -44,6 +44,10 @@ class ServeSettings:
     """How a server behaves; every number is chosen, not tuned, unless it says where it is from."""
 
     max_body_bytes: int = 2_000_000  # text-generation-inference's default
+    max_body_with_images: int = 20_000_000  # instead, where a model sees
+    max_images: int = 8  # of a request, all its turns together
+    max_image_bytes: int = 10_000_000  # of one picture, decoded from base64 or fetched
+    image_hosts: tuple[str, ...] = ()  # whose http(s) addresses are fetched; "*": any public one; none: only data URLs
     max_running: int = 128  # requests being answered at once (TGI's max_concurrent_requests)
     max_waiting: int = 128  # requests waiting for one of these places; more are refused with 429
     max_per_client: int = 0  # places (running + waiting) of one key or address; 0: no limit
@@ -103,10 +107,18 @@ class Service:
         gauge("twllm_in_flight", "HTTP requests being answered", lambda: self.lifecycle.in_flight)
         gauge("twllm_draining", "1 while the server is shutting down", lambda: self.lifecycle.draining)
 
+    @property
+    def max_body_bytes(self) -> int:
+        """Of a request: more where pictures may come."""
+        settings = self.settings
+        vision = any(model.vision for model in self.models.values())
+        return max(settings.max_body_bytes, settings.max_body_with_images) if vision else settings.max_body_bytes
+
     @classmethod
     def single(cls, engine: Engine, store: RatingStore, name: str, settings: ServeSettings | None = None) -> "Service":
         """A service of one model."""
-        return cls({name: Model(name, engine)}, store, settings or ServeSettings())
+        model = Model(name, engine, vision=bool(getattr(engine, "vision", False)))
+        return cls({name: model}, store, settings or ServeSettings())
 
     @property
     def default(self) -> Model:

@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import APIRouter
 
 from twllm.serve.completion_shapes import DetokenizeRequest, TokenizeRequest
+from twllm.serve.pictures import place
 from twllm.serve.protocol import ApiError
 from twllm.serve.service import Service
 from twllm.serve.token_text import TokenText, encode_raw
@@ -39,7 +40,7 @@ def tokenize_routes(service: Service) -> APIRouter:
         if body.inputs is not None:
             return simple_tokens(body.inputs, encode_raw(tokenizer, body.inputs, bos=body.add_special_tokens), texts)
         if body.messages is not None:
-            messages = [message.plain() for message in body.messages]
+            messages = place([message.plain() for message in body.messages], ())
             ids = tokenizer.encode_chat(messages, add_generation_prompt=body.add_generation_prompt).ids
         else:
             ids = encode_raw(tokenizer, body.prompt or "", bos=body.add_special_tokens)

@@ -105,7 +105,8 @@ def _folded(messages: Messages) -> Messages:
                 found.append({"role": "user", "content": text})
         else:
             calls = [call_text(call) for call in message.get("tool_calls") or ()]
-            found.append({"role": role, "content": "\n".join([*([content] if content else []), *calls])})
+            text = "\n".join([*([content] if content else []), *calls]) if calls else content
+            found.append({"role": role, "content": text})
         results = role == "tool"
     return found
 

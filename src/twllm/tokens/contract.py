@@ -51,6 +51,24 @@ def require_trained_template(folder: Path, tokenizer: ChatTokenizer, *, allow_mi
     log.warning("%s；回答會比訓練時差 (answers will be worse)", error.what)
 
 
+def check_same_tokenizer(teacher: ChatTokenizer, student: ChatTokenizer, where: str) -> None:
+    """A teacher's ids mean what the student's mean, and text is cut the same way (train/distill.py).
+
+    Raises:
+        UserError: it is not so.
+    """
+    theirs, ours = (t.backend.get_vocab(with_added_tokens=True) for t in (teacher, student))
+    differing = [text for text in theirs.keys() | ours.keys() if theirs.get(text) != ours.get(text)]
+    probe = "台灣 Taiwan 2024 年，「拍謝」ㄅㄆㄇ！\n  def f(x): return x"
+    if differing or teacher.encode(probe) != student.encode(probe):
+        shown = "、".join(repr(text) for text in sorted(differing)[:3]) or "切法不同 (cut differently)"
+        raise UserError(
+            f"老師的分詞器和模型的不一樣 (the teacher has another tokenizer)：{shown}",
+            where,
+            "換同一個分詞器的老師，例如剪下來之前的模型；擴充過詞彙時，老師也要擴充過",
+        )
+
+
 def default_system(tokenizer: ChatTokenizer) -> str:
     """The system text that the template puts in where a chat has none; '' where it puts none.
 

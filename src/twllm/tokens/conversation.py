@@ -86,7 +86,7 @@ def read_dataset(dataset: DatasetConfig, tally: Tally | None = None) -> Iterator
     """
     tally = Tally() if tally is None else tally
     for file in list_files(dataset.path, dataset.format):
-        for place, row in _rows(file, dataset, tally):
+        for place, row in rows_of(file, dataset, tally):
             tally.rows += 1
             where = f"{file}:{place}"
             if isinstance(row, BrokenRow):
@@ -95,12 +95,12 @@ def read_dataset(dataset: DatasetConfig, tally: Tally | None = None) -> Iterator
                 tally.skip(row.reason, where)
                 continue
             for item in conversations_of(row):
-                found = _conversation(item, dataset, tally, where)
+                found = conversation_of(item, dataset, tally, where)
                 if found is not None:
                     yield found
 
 
-def _rows(file: Path, dataset: DatasetConfig, tally: Tally) -> Iterator[tuple[str, dict[str, Any] | BrokenRow]]:
+def rows_of(file: Path, dataset: DatasetConfig, tally: Tally) -> Iterator[tuple[str, dict[str, Any] | BrokenRow]]:
     """(place, row) of one file by the data set's format, or by the shape of its first row."""
     from twllm.tokens.adapters import READERS, detect
 
@@ -108,7 +108,7 @@ def _rows(file: Path, dataset: DatasetConfig, tally: Tally) -> Iterator[tuple[st
     return file_rows(file) if format == "messages" else READERS[format](file, dataset, tally)
 
 
-def _conversation(row: Mapping[str, Any], dataset: DatasetConfig, tally: Tally, where: str) -> Conversation | None:
+def conversation_of(row: Mapping[str, Any], dataset: DatasetConfig, tally: Tally, where: str) -> Conversation | None:
     """The row as a Conversation, or None where it is skipped and counted."""
     if not language_fits(row.get("language") or row.get("lang"), dataset.languages):
         tally.skip("language", where)

@@ -11,7 +11,7 @@ learns to say, so transformers, vLLM and TGI render the same text. Two things ar
 Templates: `taiwan-llm-v1`, `taiwan-llm-v2` (Vicuna v1.1 separators, https://arxiv.org/abs/2311.17487), `chatml`.
 A checkpoint's own template may know `tools`: their definitions, and all of a message but role and content, are given to it as they
 are, so that it can compare and print them; only control tokens written in them become placeholders.
-Not covered: images, and templates that look inside a message's text.
+A content may be a list of texts and pictures (picture_template.py). Not covered: templates that look inside a message's text.
 """
 
 import json
@@ -128,10 +128,14 @@ def render(
         UserError: the template refuses the messages (an unknown role, say) or a message lacks `role` or `content`.
     """
     try:
-        contents = [clean_text(message["content"]) for message in messages]
+        contents: list[str] = []
         marked = [
-            {**_rest(message, control, contents), "role": message["role"], "content": f"\x02{i}\x03" if text else ""}
-            for i, (message, text) in enumerate(zip(messages, contents.copy(), strict=True))
+            {
+                "role": message["role"],
+                "content": _marked(message["content"], contents),
+                **_rest(message, control, contents),
+            }
+            for message in messages
         ]
         skeleton = _compile(source).render(
             messages=marked,
@@ -163,6 +167,19 @@ def render(
             learned.append((start, position))
     parts.append(skeleton[end:])
     return Rendered("".join(parts), tuple(typed), tuple(learned))
+
+
+def _marked(content: Any, contents: list[str]) -> str:
+    """A content with placeholders for what a person wrote; the parts of one with pictures as picture_template.py says."""
+    if not isinstance(content, list | tuple):
+        contents.append(clean_text(content))
+        return f"\x02{len(contents) - 1}\x03" if content else ""
+    text, last = "", ""
+    for part in content:
+        text += "\n" if last and "image" in (last, part["type"]) else ""
+        text += "<image>" if part["type"] == "image" else _marked(part["text"], contents)
+        last = part["type"]
+    return text
 
 
 def _rest(message: Mapping[str, Any], control: re.Pattern[str] | None, contents: list[str]) -> Any:

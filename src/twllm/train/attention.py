@@ -1,23 +1,28 @@
-"""Attention that keeps packed documents apart.
+"""Attention that keeps packed documents apart, in four forms of the same sum (held by tests to float rounding).
 
-Two forms of the same sum, chosen by measurement (dev/LOG.md): `mask` hands transformers a (B, 1, T, T) boolean mask, one call
-for all rows, what compiled and GPU runs use; `pieces` runs scaled-dot-product attention once per document, so that short
-documents in long rows cost their own length squared and not the row's (CPU, eager). Equal up to float rounding, held by a test.
-Not covered: FlashAttention varlen and FlexAttention on GPU (issue of its own).
+`pieces`  CPU: documents of similar length together, a few batched products each (buckets.py).
+`mask`    a (B, 1, T, T) boolean mask and transformers' "sdpa": compiled whole models on CPU, GPUs without the next two.
+`varlen`  GPU: torch's own FlashAttention for rows of documents (`torch.nn.attention.varlen`, bf16, from Ampere on); the shared prefix
+          is put in front of each document's keys, its gradient is summed by autograd.
+`flex`    GPU: FlexAttention with a block mask made from the document numbers: blocks between documents are skipped.
+Chosen by machine.py. Not covered here: `varlen` and `flex` have not run on a GPU; their layout and mask are tested on CPU
+(flex: forward only, torch has no backward of it there).
 """
 
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import flex_attention, varlen
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from twllm.train.buckets import Layout, bucketed_attention, layout_of
 from twllm.train.data import Batch
 
-NAME = "twllm_pieces"
+NAME, VARLEN_NAME = "twllm_pieces", "twllm_varlen"
+IMPLEMENTATIONS = {"pieces": NAME, "mask": "sdpa", "varlen": VARLEN_NAME, "flex": "flex_attention"}
 # B rows, H heads, K key/value heads, T tokens a row, E head width
 
 
@@ -28,63 +33,80 @@ def document_mask(document: Tensor) -> Tensor:
     return (same & torch.ones(T, T, dtype=torch.bool, device=document.device).tril())[:, None]
 
 
+def block_mask(document: Tensor) -> flex_attention.BlockMask:
+    """The same mask for FlexAttention, in blocks of 128 tokens."""
+    B, T = document.shape
+
+    def may_look(b: Tensor, _: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return (q >= k) & ((document[b, q] == document[b, k]) | (document[b, k] == 0))
+
+    return flex_attention.create_block_mask(may_look, B, None, T, T, device=document.device)
+
+
 def attend_pieces(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float, **kwargs: Any
+) -> tuple[Tensor, None]:  # fmt: skip
     """transformers' attention signature; query (B, H, T, E), key and value (B, K, T, E) → (B, T, H, E)."""
     B, H, T, E = query.shape
-    segments: list[tuple[int, str]] = kwargs["segments"]  # one flat sequence of B T tokens, cut into pieces
-    lengths = [length for length, _ in segments]
-    parts = [x.transpose(1, 2).reshape(B * T, -1, E).transpose(0, 1).split(lengths, dim=1) for x in (query, key, value)]
-    shared, found = key.shape[1] != H, []
-    for (length, kind), q, k, v in zip(segments, *parts, strict=True):
-        mask = None
-        if kind == "prefix":
-            prefix_k, prefix_v = k, v
-        elif kind == "after prefix":
-            k, v = torch.cat([prefix_k, k], dim=1), torch.cat([prefix_v, v], dim=1)
-            mask = after_prefix_mask(length, k.shape[1] - length, q.device)
-        one = F.scaled_dot_product_attention(
-            q[None], k[None], v[None], attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=shared
-        )
-        found.append(one[0])
-    return torch.cat(found, dim=1).transpose(0, 1).reshape(B, T, H, E), None
+    layout: Layout = kwargs["layout"]
+    q, k, v = (x.transpose(1, 2).reshape(B * T, -1, E) for x in (query, key, value))
+    return bucketed_attention(q, k, v, layout, scaling).view(B, T, H, E), None
 
 
-@lru_cache(maxsize=2048)
-def after_prefix_mask(length: int, prefix: int, device: torch.device) -> Tensor:
-    """(length, prefix + length) mask: all of the prefix, and the piece itself up to each token."""
-    return torch.ones(length, prefix + length, dtype=torch.bool, device=device).tril(prefix)
+class VarlenLayout:
+    """Where each document's queries and keys stand, for FlashAttention: all rows one after the other.
+
+    `queries` and `keys` are places in the (B T) tokens, `q_ends` and `k_ends` the cumulative lengths that the kernel takes.
+    """
+
+    def __init__(self, batch: Batch) -> None:
+        B, T = batch.ids.shape
+        P = batch.prefix
+        own = [(row * T, P) for row in range(B)] if P else []
+        spans = [(np.arange(start, start + P), np.arange(start, start + P)) for start, _ in own]
+        for row, start, length in batch.pieces:
+            place = np.arange(row * T + start, row * T + start + length)
+            spans.append((place, np.concatenate([row * T + np.arange(P), place])))
+        device = batch.ids.device
+
+        def ends(which: int) -> Tensor:
+            found = np.cumsum([0, *(len(span[which]) for span in spans)])
+            return torch.from_numpy(found.astype(np.int32)).to(device)
+
+        self.queries = torch.from_numpy(np.concatenate([q for q, _ in spans])).to(device)
+        self.keys = torch.from_numpy(np.concatenate([k for _, k in spans])).to(device)
+        self.q_ends, self.k_ends = ends(0), ends(1)
+        self.longest_q, self.longest_k = max(len(q) for q, _ in spans), max(len(k) for _, k in spans)
 
 
-def segments_of(batch: Batch) -> list[tuple[int, str]]:
-    """(length, kind) of everything in the rows, one after the other; the lengths' sum is B T."""
-    B, T = batch.ids.shape
-    segments: list[tuple[int, str]] = []
-    by_row: list[list[int]] = [[] for _ in range(B)]
-    for row, _, length in batch.pieces:
-        by_row[row].append(length)
-    for lengths in by_row:
-        if batch.prefix:
-            segments.append((batch.prefix, "prefix"))
-        segments += [(length, "after prefix" if batch.prefix else "piece") for length in lengths]
-        if rest := T - batch.prefix - sum(lengths):
-            segments.append((rest, "padding"))
-    return segments
+def attend_varlen(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float, **kwargs: Any
+) -> tuple[Tensor, None]:  # fmt: skip
+    """transformers' attention signature over torch's FlashAttention of variable lengths (causal, aligned at the end)."""
+    B, H, T, E = query.shape
+    layout: VarlenLayout = kwargs["varlen"]
+    q, k, v = (x.transpose(1, 2).reshape(B * T, -1, E).to(value.dtype) for x in (query, key, value))
+    found = varlen.varlen_attn(
+        q.index_select(0, layout.queries), k.index_select(0, layout.keys), v.index_select(0, layout.keys),
+        layout.q_ends, layout.k_ends, layout.longest_q, layout.longest_k,
+        scale=scaling, window_size=(-1, 0), enable_gqa=key.shape[1] != H,
+    )  # fmt: skip
+    assert isinstance(found, Tensor)
+    return found.new_zeros(B * T, H, E).index_copy(0, layout.queries, found).view(B, T, H, E), None
 
 
 AttentionInterface.register(NAME, attend_pieces)
-AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
+AttentionInterface.register(VARLEN_NAME, attend_varlen)
+for name in (NAME, VARLEN_NAME):
+    AttentionMaskInterface.register(name, lambda *args, **kwargs: None)
 
 
 def attention_inputs(kind: str) -> Callable[[Batch], dict[str, Any]]:
-    """What the model's forward needs besides ids and positions, for `kind` = "mask" or "pieces"."""
+    """What the model's forward needs besides ids and positions, for a form of attention."""
     if kind == "pieces":
-        return lambda batch: {"segments": segments_of(batch)}
+        return lambda batch: {"layout": layout_of(batch)}
+    if kind == "varlen":
+        return lambda batch: {"varlen": VarlenLayout(batch)}
+    if kind == "flex":
+        return lambda batch: {"attention_mask": block_mask(batch.document)}
     return lambda batch: {"attention_mask": document_mask(batch.document)}

@@ -6,6 +6,8 @@ from pydantic import Field, model_validator
 
 from twllm.config import Config
 from twllm.tokens.config import DatasetConfig
+from twllm.train.methods_config import ForgettingConfig, LoraConfig
+from twllm.train.teacher_config import TeacherConfig
 
 
 class OptimConfig(Config):
@@ -13,7 +15,18 @@ class OptimConfig(Config):
 
     enabled: bool = Field(True, description="false: skip the phase")
     lr: float = Field(2e-5, gt=0, description="peak learning rate")
-    min_lr_share: float = Field(0.0, ge=0, le=1, description="the cosine ends at lr × this")
+    min_lr_share: float = Field(0.0, ge=0, le=1, description="the schedule ends at lr × this")
+    schedule: Literal["cosine", "restarts", "wsd", "constant"] = Field(
+        "cosine", description="after the warmup; restarts: several cosines; wsd: constant, then down in the last part"
+    )
+    cycles: int = Field(1, ge=1, description="restarts: cosines of equal length (arXiv 1608.03983)")
+    decay_share: float = Field(0.2, gt=0, le=1, description="wsd: share of the steps that go down (arXiv 2405.18392)")
+    lr_factors: dict[str, float] = Field(
+        {}, description='of the rate, by part of the model: { embed_tokens = 0.1, "layers.0-3" = 0.5 }'
+    )
+    freeze: tuple[str, ...] = Field(
+        (), description='parts that stay as they are: ["embed_tokens", "layers.0-7", "norm"]'
+    )
     warmup_share: float = Field(0.03, ge=0, lt=1, description="share of the steps with rising learning rate")
     batch_tokens: int = Field(16_384, ge=1, description="tokens (padding included) an optimizer step sees")
     context: int = Field(2048, ge=8, description="tokens a row; documents in a row do not see each other")
@@ -25,10 +38,54 @@ class OptimConfig(Config):
     max_tokens: int | None = Field(None, ge=1, description="stop after this many tokens, whatever epochs says")
     seed: int = Field(1, description="data order and random weights")
     eval_every: int = Field(0, ge=0, description="steps between held-out losses; 0: only at the end")
+    patience: int = Field(0, ge=0, description="stop after so many held-out losses without a new best one; 0: never")
+    ema_decay: float = Field(0.0, ge=0, lt=1, description="keep a moving average of the weights, 0.999 e.g.; 0: none")
+    keep: Literal["auto", "last", "best", "ema"] = Field(
+        "auto", description="which weights are the result; auto: best with patience, else ema with ema_decay, else last"
+    )
+    neftune_alpha: float = Field(
+        0.0, ge=0, description="noise on the embeddings while training (arXiv 2310.05914); 5 e.g."
+    )
+    lora: LoraConfig | None = Field(None, description="train low-rank adapters instead of all weights")
+    forgetting: ForgettingConfig | None = Field(None, description="measure what the phase makes the model forget")
+
+    @property
+    def kept(self) -> Literal["last", "best", "ema"]:
+        """`keep` with "auto" resolved."""
+        if self.keep != "auto":
+            return self.keep
+        return "best" if self.patience else "ema" if self.ema_decay else "last"
+
+    @property
+    def unseen(self) -> set[str]:
+        """Settings that do not change the weights: they are left out of what decides whether a result is up to date."""
+        return {"enabled", "forgetting"} | ({"eval_every"} if self.kept != "best" else set())
+
+    @model_validator(mode="after")
+    def _methods_are_used(self) -> "OptimConfig":
+        if (self.schedule == "restarts") != (self.cycles > 1):
+            raise ValueError('schedule = "restarts" goes with cycles ≥ 2')
+        if self.schedule != "wsd" and self.decay_share != OptimConfig.model_fields["decay_share"].default:
+            raise ValueError(f"decay_share would be ignored with schedule = {self.schedule}")
+        if self.schedule == "constant" and self.min_lr_share:
+            raise ValueError("min_lr_share would be ignored with schedule = constant")
+        if self.patience and not self.eval_every:
+            raise ValueError("patience counts held-out losses: give eval_every, too")
+        if self.patience and self.kept != "best":
+            raise ValueError(f"patience keeps the best weights and would be at odds with keep = {self.keep}")
+        if self.keep == "ema" and not self.ema_decay:
+            raise ValueError('keep = "ema" needs ema_decay')
+        if self.freeze and self.lora:
+            raise ValueError("freeze would be ignored with lora: all but the adapters is frozen")
+        if any(factor <= 0 for factor in self.lr_factors.values()):
+            raise ValueError("lr_factors are above 0; freeze = [...] keeps a part as it is")
+        return self
 
 
 class PretrainConfig(OptimConfig):
     """[pretrain]: next-token loss on every token of the corpus."""
+
+    teacher: TeacherConfig | None = Field(None, description="learn from a larger model, too (docs/models.md)")
 
 
 class SftConfig(OptimConfig):
@@ -36,6 +93,7 @@ class SftConfig(OptimConfig):
 
     datasets: tuple[DatasetConfig, ...] = Field((), description="sources and weights")
     held_out: float = Field(0.0, ge=0, lt=1, description="share of the conversations kept for a held-out loss")
+    teacher: TeacherConfig | None = Field(None, description="learn from a larger model, too (docs/models.md)")
 
 
 class FeedbackConfig(OptimConfig):
@@ -60,6 +118,10 @@ class FeedbackConfig(OptimConfig):
         for name in ("beta", "desirable_weight", "undesirable_weight"):
             if name not in used and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} would be ignored with method = {self.method}")
+        if used and self.kept == "best":
+            raise ValueError(f"{self.method} has no held-out loss: patience and keep = best are for the other phases")
+        if used and self.neftune_alpha:
+            raise ValueError(f"neftune_alpha is for learning texts, not for method = {self.method}")
         return self
 
 
@@ -75,14 +137,33 @@ class MachineConfig(Config):
     threads: int | None = Field(None, ge=1, description="CPU threads; None: all cores this process may use")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if there is one")
     micro_batch_tokens: int = Field(8192, ge=1, description="tokens a forward pass holds; the rest is accumulated")
+    checkpointing: Literal["none", "selective", "full"] = Field(
+        "none", description="activations computed again to save memory; selective: half of a layer; full: all of it"
+    )
+    offload: bool = Field(False, description="GPU: activations wait for the backward pass in the host's memory")
     checkpoint_every_s: float = Field(20.0, gt=0, description="seconds between resumable states")
     tensorboard: bool | None = Field(None, description="None: write TensorBoard files if it is installed")
     peak_tflops: float | None = Field(
         None, gt=0, description="for time estimates and MFU; None: measured (CPU) or looked up"
     )
+    gpu: str | None = Field(None, description="card this file is for, as in docs/plan.md; plans are made for it")
+    gpus: int = Field(1, ge=1, description="how many of `gpu` there are, over all hosts; plans are made for them")
+    sharding: Literal["none", "optimizer", "full"] = Field(
+        "none",
+        description="several processes: copies; weights, gradients and moments shared out (as ZeRO-2); gathered layer by layer (ZeRO-3)",
+    )
+    shard_ranks: int | None = Field(
+        None, ge=2, description="processes that share out one copy, 8 on hosts of 8 cards e.g.; None: all of them"
+    )
+    tensor_parallel: int = Field(1, ge=1, description="processes that compute one layer together, within a host")
+    timeout_s: float = Field(600.0, gt=0, description="several processes: how long one may keep the others waiting")
 
     @model_validator(mode="after")
     def _no_idle_settings(self) -> "MachineConfig":
         if self.device == "cuda" and self.threads is not None:
             raise ValueError("threads is a CPU setting and would be ignored with device = cuda")
+        if self.gpus > 1 and self.gpu is None:
+            raise ValueError('gpus needs gpu, the kind of card: gpu = "h100"')
+        if self.shard_ranks and self.sharding == "none":
+            raise ValueError('shard_ranks would be ignored with sharding = "none"')
         return self

@@ -11,6 +11,7 @@ conversations all look at it. Loss and gradient stay exactly those of the conver
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,6 +37,11 @@ class Batch:
     pieces: tuple[tuple[int, int, int], ...]  # (row, first token, number of tokens), the prefix not among them
     rows: tuple[Row, ...]
     prefix: int  # tokens of the shared prefix at the start of each row, 0 if there is none
+    filler: bool = False  # of several processes this one has fewer rows: it computes along, and nothing counts
+
+    def inputs(self, model: Any) -> dict[str, Tensor]:
+        """What the decoder of `model` is given to read: ids here, embeddings where there are pictures (pictures.py)."""
+        return {"input_ids": self.ids}
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch with its tensors on `device`."""

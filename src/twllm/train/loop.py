@@ -1,29 +1,43 @@
 """The one training loop: continued pretraining, SFT and feedback differ only in the rows and the loss they bring.
 
 Batch size is given in tokens; micro-batches and accumulation are computed. The loss of a step is the mean over all its
-labelled tokens (or rated answers, or pairs: objective.py), whatever the accumulation. A run that was killed goes on from its last state and ends with bit-equal
-weights (same machine settings). A loss that is not finite stops the run before the optimizer step and names the documents.
+labelled tokens (or rated answers, or pairs: objective.py), whatever the accumulation and the number of processes: a step's micro-batches
+are dealt out to them in turn, losses and gradients are summed (parallel.py). A run that was killed goes on from its last state and ends with
+bit-equal weights (same machine settings). A loss that is not finite stops the run before the optimizer step and names the documents.
 """
 
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PreTrainedModel
 
+from twllm.artifact import fingerprint
 from twllm.errors import UserError
+from twllm.tokens.pack import Row
+from twllm.train import distributed
 from twllm.train.config import MachineConfig, OptimConfig
 from twllm.train.data import Batch, PackedData
+from twllm.train.execution import prepare
+from twllm.train.keep import Keeper
+from twllm.train.ledger import NAME as LEDGER
+from twllm.train.ledger import Ledger
 from twllm.train.loss import check_model
 from twllm.train.machine import Machine, resolve_machine
+from twllm.train.methods import apply
 from twllm.train.objective import Objective, TokenObjective
-from twllm.train.optim import build_optimizer, learning_rate
-from twllm.train.state import load_state, save_state
-from twllm.train.watch import Watcher
+from twllm.train.optim import build_optimizer, learning_rate, set_rate
+from twllm.train.parallel import Parallel, inside, split_groups
+from twllm.train.prefetch import Prefetch
+from twllm.train.state import Saver, load_state, state_tensors
+from twllm.train.watch import NoWatcher, Watcher
+
+if TYPE_CHECKING:
+    from twllm.train.observer import Observer
 
 
 @dataclass(frozen=True)
@@ -41,15 +55,14 @@ class Plan:
         return self.steps * self.rows_per_step * self.context
 
 
-def make_plan(config: OptimConfig, data: PackedData, micro_batch_tokens: int) -> Plan:
-    """Steps from epochs (rounded up to whole steps) or max_tokens, whichever is less."""
+def make_plan(config: OptimConfig, data: PackedData, micro_batch_tokens: int, processes: int = 1) -> Plan:
+    """Steps from epochs (rounded up to whole steps) or max_tokens, whichever is less; no process's micro-batch is larger than its share."""
     rows_per_step = max(1, config.batch_tokens // config.context)
     steps = math.ceil(data.num_rows(config.epochs) / rows_per_step)
     if config.max_tokens:
         steps = min(steps, max(1, config.max_tokens // (rows_per_step * config.context)))
-    return Plan(
-        max(1, steps), rows_per_step, max(1, min(rows_per_step, micro_batch_tokens // config.context)), config.context
-    )
+    share = -(-rows_per_step // processes)
+    return Plan(max(1, steps), rows_per_step, max(1, min(share, micro_batch_tokens // config.context)), config.context)
 
 
 class Trainer:
@@ -61,94 +74,192 @@ class Trainer:
     ) -> None:  # fmt: skip
         self.name, self.data, self.config, self.work, self.held_out = name, data, config, work, held_out
         check_model(model, config.context)
-        self.plan = make_plan(config, data, machine.micro_batch_tokens)
+        distributed.start(machine)
+        self.parallel = Parallel(machine)
+        self.plan = make_plan(config, data, machine.micro_batch_tokens, self.parallel.count)
         self.machine: Machine = resolve_machine(machine, self.plan.num_tokens)
         self.save_every_s, self.tensorboard = machine.checkpoint_every_s, machine.tensorboard
+        self.methods = apply(model, config, self.machine)
         self.model = model.to(self.machine.device)
-        self._use_attention(self.machine.attention)
+        shape = (self.plan.rows_per_micro, config.context)
+        self.machine, self.execution = prepare(self.model, self.machine, shape, self.parallel.fuses)
+        self.parallel.split(self.model, self.machine)
+        self.batches = Prefetch(self._make_batches, self.plan.steps)
         self.optimizer = build_optimizer(self.model, config)
-        if self.machine.compile:
-            self.model.get_decoder().compile(dynamic=False)
+        if not self.parallel.fuses:
+            split_groups(self.optimizer)
         self.objective = objective(self.model, self.machine)
-
-    def _use_attention(self, form: str) -> None:
-        from twllm.train.attention import NAME
-
-        self.model.set_attn_implementation(NAME if form == "pieces" else "sdpa")
+        self.keeper = Keeper(self.model, config, work / "best", held_out is not None)
+        self.observer: Observer | None = None  # alarms and samples; set by phase.py
+        self.rate = lambda step: learning_rate(config, step, self.plan.steps)  # the learning-rate finder sets its own
 
     def run(self) -> dict[str, Any]:
-        """Train to the end; returns metrics (final losses, tokens, seconds of this process)."""
+        """Train to the end; returns metrics (final losses, tokens, seconds of this process). With several processes the model is whole
+        again in process 0 alone.
+
+        Raises:
+            UserError: a loss is not finite, the state is another run's, the disk is full, another process is gone.
+        """
+        with distributed.explain_lost_process(self.name):
+            metrics = self._run()
+            self.parallel.gather(self.model)
+        return metrics
+
+    def _run(self) -> dict[str, Any]:
         facts = {
             "name": self.name,
-            "config": self.config.model_dump(mode="json", exclude={"eval_every"}),
+            "config": self.config.model_dump(mode="json", exclude=self.config.unseen),
             "machine": self.machine.as_dict(),
             "steps": self.plan.steps,
+            "processes": self.parallel.count,
         }
-        step = load_state(self.work / "states", self.model, self.optimizer, facts)
-        started = saved = time.perf_counter()
+        self._check_same_data()
+        saver = Saver(self.work / "states")
+        step = first = load_state(saver.root, self.model, self.optimizer, facts, self.keeper.resume)
+        started = time.perf_counter()
         metrics: dict[str, Any] = {
             "steps": self.plan.steps,
             "resumed_at": step,
             "padding_share": round(self.data.waste, 4),
         }
         self.model.train()
-        with Watcher(self.work, self.name, step, self.plan.steps, self.tensorboard) as watcher:
-            if step == 0 and self.held_out:
-                watcher.log(0, 0, **self.evaluate())
-            while step < self.plan.steps:
-                values = self.train_step(step)
-                step += 1
-                if self.held_out and (
-                    step == self.plan.steps or (self.config.eval_every and step % self.config.eval_every == 0)
-                ):
-                    values |= self.evaluate()
-                watcher.log(step, self.plan.rows_per_step * self.plan.context, **values)
-                metrics |= {key: value for key, value in values.items() if key != "lr"}
-                if step < self.plan.steps and time.perf_counter() - saved > self.save_every_s:
-                    save_state(self.work / "states", step, self.model, self.optimizer, facts)
-                    saved = time.perf_counter()
+        if self.observer:
+            self.observer.begin(step)
+        main = distributed.is_main()
+        ledger = Ledger(self.work / LEDGER, self.data, self.plan.rows_per_step, step) if main else None
+        try:
+            with self._watcher(step) as watcher:
+                if step == 0 and self.held_out:
+                    watcher.log(0, 0, **self.evaluate())
+                saved = time.perf_counter()
+                while step < self.plan.steps and not self.keeper.stop:
+                    values = self.train_step(step)
+                    step += 1
+                    if ledger:
+                        ledger.write(step)
+                    values |= self._after_step(step)
+                    watcher.log(step, self.plan.rows_per_step * self.plan.context, **values)
+                    if self.observer:
+                        self.observer.after_step(step, watcher)
+                    metrics |= {key: value for key, value in values.items() if key != "lr"}
+                    if step < self.plan.steps and self._is_time(saved):
+                        saved = time.perf_counter()
+                        self._save(saver, step, facts)
+        finally:
+            saver.close()
+            if ledger:
+                ledger.close()
+        if self.keeper.stop and step < self.plan.steps:
+            metrics["stopped_at"] = step
+        metrics |= self.methods.facts | self.keeper.finish()
         metrics |= {
-            "tokens": self.plan.num_tokens,
+            "tokens": step * self.plan.rows_per_step * self.plan.context,
+            "tokens_this_time": (step - first) * self.plan.rows_per_step * self.plan.context,
             "train_s": round(time.perf_counter() - started, 2),
             "machine": self.machine.as_dict(),
         }
-        self.model.set_attn_implementation("sdpa")
+        if self.parallel.count > 1:
+            metrics["processes"] = self.parallel.facts
+        self.methods.remove()
+        self.execution.remove()
         return metrics
+
+    def _watcher(self, step: int) -> Watcher | NoWatcher:
+        if not distributed.is_main():
+            return NoWatcher()
+        seen = self.observer.watcher_facts() if self.observer else {}
+        return Watcher(self.work, self.name, step, self.plan.steps, self.tensorboard, **seen)
+
+    def _after_step(self, step: int) -> dict[str, float]:
+        """Averages, held-out losses."""
+        self.keeper.after_step(step)
+        often = self.config.eval_every
+        if not self.held_out or not (step == self.plan.steps or (often and step % often == 0)):
+            return {}
+        values = self.evaluate()
+        return values | self.keeper.evaluated(step, values, self.evaluate)
+
+    def _is_time(self, saved: float) -> bool:
+        """Whether a state is due; process 0 has the clock."""
+        return distributed.all_sum(
+            [float(distributed.is_main() and time.perf_counter() - saved > self.save_every_s)]
+        ) > [0]
+
+    def _save(self, saver: Saver, step: int, facts: dict[str, Any]) -> None:
+        tensors, numbers = state_tensors(self.model, self.optimizer)
+        kept = self.keeper.facts
+        moments = sorted({name.split(".")[0] for name in tensors} - {"weight"})
+        more = {**facts, **kept, "moments": moments, "numbers": numbers}
+        saver.save(step, tensors | self.keeper.tensors, more, lambda: self.keeper.is_safe(kept))
+
+    def _check_same_data(self) -> None:
+        """All processes read the same documents.
+
+        Raises:
+            UserError: they do not.
+        """
+        mine = [
+            self.data.lengths.tolist()[:1000],
+            len(self.data.lengths),
+            repr(self.data.rows(0, self.plan.rows_per_step)),
+        ]
+        if len({repr(other) for other in distributed.gather(fingerprint(mine))}) > 1:
+            what = "各行程讀到的資料不同 (the processes do not read the same data)"
+            raise UserError(what, self.name, "每台主機都要看到同一份詞元資料夾（共用檔案系統）")
 
     def train_step(self, step: int) -> dict[str, float]:
         """One optimizer step: accumulate micro-batches, check, clip, step."""
-        lr = learning_rate(self.config, step, self.plan.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        lr = self.rate(step)
+        set_rate(self.optimizer, lr)
         torch.manual_seed(
             self.config.seed * 1_000_003 + step
         )  # dropout, where a model has it, is a function of the step too
-        rows = self.data.rows(step * self.plan.rows_per_step, self.plan.rows_per_step)
-        micro = self.plan.rows_per_micro
-        batches = [self.data.batch(rows[i : i + micro]) for i in range(0, len(rows), micro)]
-        divisor = self.objective.begin(batches)
-        total = 0.0
-        for batch in batches:
-            loss = self.loss(batch) / divisor
+        batches = self.batches(step)
+        divisor = max(1.0, *distributed.all_sum([self.objective.begin(batches)]))
+        losses: list[float] = []
+        for number, batch in enumerate(batches, 1):
+            self.parallel.begin_micro(number == len(batches))
+            with self.execution.forward_context():
+                loss = self.loss(batch) / divisor
             loss.backward()
-            total += float(loss.detach())
-        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip))
+            losses.append(float(loss.detach()))
+        total = distributed.all_sum([sum(losses)])[0]
+        norm = self.parallel.clip(self.model, self.config.clip)
         if not (math.isfinite(total) and math.isfinite(norm)):
             self._stop_not_finite(step, batches, total, norm)
+        if self.observer:
+            self.observer.before_update(step, batches, [loss * divisor for loss in losses], norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return {"loss": total, "grad_norm": norm, "lr": lr, **self.objective.metrics()}
 
+    def _make_batches(self, step: int) -> list[Batch]:
+        """This process's micro-batches of a step; a function of the step alone."""
+        return self._deal(self.data, self.data.rows(step * self.plan.rows_per_step, self.plan.rows_per_step))
+
+    def _deal(self, data: PackedData, rows: list[Row]) -> list[Batch]:
+        """Every `count`th micro-batch of these rows; as many for each process, since a sharded forward pass needs all of them."""
+        micro, count = self.plan.rows_per_micro, self.parallel.count
+        parts = [rows[i : i + micro] for i in range(0, len(rows), micro)]
+        mine = [data.batch(part) for part in parts[self.parallel.rank :: count]]
+        if len(mine) < -(-len(parts) // count):
+            filler = data.batch(parts[0])
+            mine.append(replace(filler, labels=torch.full_like(filler.labels, -100), filler=True))
+        return mine
+
     def loss(self, batch: Batch) -> torch.Tensor:
         """Summed loss of a micro-batch."""
-        return self.objective.loss(batch)
+        self.methods.announce(batch)
+        return inside(self.model, self.objective.loss, batch)
 
     def _stop_not_finite(self, step: int, batches: list[Batch], total: float, norm: float) -> None:
         """Name the step and the documents; the weights are those of the step before."""
-        guilty = [b for b in batches if not math.isfinite(float(self.loss(b).detach()))] or batches
-        names = self.data.names([row for batch in guilty for row in batch.rows])
+        losses = [float(self.loss(batch).detach()) for batch in batches]
+        guilty = [row for b, loss in zip(batches, losses, strict=True) if not math.isfinite(loss) for row in b.rows]
+        found = [row for rows in distributed.gather(guilty) for row in rows]
+        names = self.data.names(found or [row for batch in batches for row in batch.rows])
         shown = "、".join(names[:5]) + (f" …（共 {len(names)} 份文件）" if len(names) > 5 else "")
-        raise UserError(
+        raise (UserError if distributed.is_main() else distributed.FollowedError)(
             f"第 {step + 1} 步的損失不是有限數 (non-finite): loss {total}, grad norm {norm}", f"{self.name}：{shown}",
             "權重停在上一步；檢查這些文件，或降低 lr",
         )  # fmt: skip
@@ -159,13 +270,12 @@ class Trainer:
         assert self.held_out is not None
         self.model.eval()
         total, labelled = 0.0, 0
-        rows = self.held_out.epoch_rows(0)
-        for i in range(0, len(rows), self.plan.rows_per_micro):
-            batch = self.held_out.batch(rows[i : i + self.plan.rows_per_micro])
+        for batch in self._deal(self.held_out, self.held_out.epoch_rows(0)):
             total += float(self.loss(batch))
             labelled += int((batch.labels >= 0).sum())
+        total, counted = distributed.all_sum([total, labelled])
         self.model.train()
-        result = {"held_out_loss": total / max(1, labelled)}
+        result = {"held_out_loss": total / max(1, counted)}
         if chars := sum(shard.index.get("num_chars", 0) for shard in self.held_out.shards):
             result["held_out_bits_per_char"] = total / math.log(2) / chars
         return result

@@ -13,9 +13,7 @@ import torch
 from twllm.errors import UserError
 from twllm.train.config import MachineConfig
 
-COMPILE_PAYS_AT_TOKENS = (
-    20_000_000  # compiling costs 30-60 s here and gains 1.1x (fp32) to 1.7x (bf16) on CPU: dev/LOG.md
-)
+COMPILE_PAYS_AT_TOKENS = 2_000_000  # costs about 20 s of one core, gains 1.3 to 1.8 times (bf16) on CPU: dev/LOG.md
 GPU_PEAK_TFLOPS = {
     "H100": 989.0,
     "H200": 989.0,
@@ -34,7 +32,9 @@ class Machine:
     precision: str
     threads: int
     compile: bool
-    attention: str  # "pieces" or "mask", see attention.py
+    attention: str  # see attention.py; execution.py adapts it to the model
+    checkpointing: str = "none"  # see execution.py
+    offload: bool = False
 
     def autocast(self) -> Any:
         """The context in which forward and loss run."""
@@ -71,9 +71,31 @@ def resolve_machine(config: MachineConfig, planned_tokens: int) -> Machine:
     fast_bf16 = device == "cuda" or cpu_multiplies_bf16()
     precision = ("bf16" if fast_bf16 else "fp32") if config.precision == "auto" else config.precision
     compiled = planned_tokens >= COMPILE_PAYS_AT_TOKENS if config.compile == "auto" else config.compile == "on"
-    threads = config.threads or usable_cores()
+    threads = config.threads or max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     torch.set_num_threads(threads)
-    return Machine(device, precision, threads, compiled, "mask" if compiled or device == "cuda" else "pieces")
+    if config.offload and device != "cuda":
+        raise UserError(
+            "offload 只在 GPU 上有意義 (offload needs a GPU)", "machine.offload = true", "在 CPU 上拿掉這個設定"
+        )
+    keep_freed_memory()
+    form = "mask" if compiled or device == "cuda" else "pieces"
+    return Machine(device, precision, threads, compiled, form, config.checkpointing, config.offload)
+
+
+def keep_freed_memory() -> bool:
+    """Let glibc reuse freed blocks of any size; returns whether it is glibc.
+
+    By default each tensor above 32 MiB is mapped anew and its pages are faulted in one by one: adding 1 to 49 MB takes 49 ms,
+    with reuse 29 ms; log-softmax of it 77 and 17 ms (dev/LOG.md). Price: the process keeps its peak.
+    """
+    import ctypes
+
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):  # not glibc
+        return False
+    M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+    return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1))
 
 
 def measure_peak_tflops(machine: Machine, seconds: float = 0.3) -> float:

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from twllm.model.moe import balance_loss, is_moe
 from twllm.train.data import Batch
+from twllm.train.distributed import all_sum
 from twllm.train.loss import token_loss
 from twllm.train.machine import Machine
 
@@ -22,7 +23,9 @@ class Objective(Protocol):
     """A loss over one optimizer step, whose micro-batches are summed: the result does not depend on accumulation."""
 
     def begin(self, batches: Sequence[Batch]) -> float:
-        """Look at the micro-batches of a step before the first one; returns what their summed losses are divided by."""
+        """Look at this process's micro-batches of a step before the first one; returns what their summed losses are divided by
+        (with several processes: by the sum of what all return).
+        """
         ...
 
     def loss(self, batch: Batch) -> Tensor:
@@ -40,11 +43,11 @@ class TokenObjective:
     def __init__(self, model: PreTrainedModel, machine: Machine) -> None:
         self.model, self.machine = model, machine
         self._balance_weight = float(model.config.router_aux_loss_coef) if is_moe(model) else 0.0
-        self._balance, self._labelled = 0.0, 1.0  # of this step: summed over labelled tokens, and their number
+        self._balance, self._labelled = 0.0, 1  # of this step: summed over labelled tokens, and their number
 
     def begin(self, batches: Sequence[Batch]) -> float:
         """The number of labelled tokens."""
-        self._balance, self._labelled = 0.0, max(1, sum(int((batch.labels >= 0).sum()) for batch in batches))
+        self._balance, self._labelled = 0.0, sum(int((batch.labels >= 0).sum()) for batch in batches)
         return self._labelled
 
     def loss(self, batch: Batch) -> Tensor:
@@ -52,7 +55,7 @@ class TokenObjective:
         batch = batch.to(self.model.device)
         routers: list[Tensor] | None = [] if self._balance_weight and self.model.training else None
         with self.machine.autocast():
-            loss, labelled = token_loss(self.model, batch, self.machine.attention, routers)
+            loss, labelled = self.token_loss(batch, routers)
         if not routers:
             return loss
         valid = batch.document.reshape(-1) >= 0
@@ -60,6 +63,15 @@ class TokenObjective:
         self._balance += float(balance.detach())
         return loss + self._balance_weight * balance
 
+    def token_loss(self, batch: Batch, routers: list[Tensor] | None) -> tuple[Tensor, int]:
+        """(summed loss, number of labelled tokens); distill.py mixes the teacher's in."""
+        return token_loss(self.model, batch, self.machine.attention, routers)
+
     def metrics(self) -> dict[str, float]:
         """How evenly a mixture's experts were used: 1 is even. `loss` in the log contains it, times its weight."""
-        return {"balance": self._balance / self._labelled} if self._balance_weight else {}
+        return self._means({"balance": self._balance}) if self._balance_weight else {}
+
+    def _means(self, sums: dict[str, float]) -> dict[str, float]:
+        """Over the labelled tokens of all processes."""
+        *found, labelled = all_sum([*sums.values(), self._labelled])
+        return {name: value / max(1, labelled) for name, value in zip(sums, found, strict=True)}

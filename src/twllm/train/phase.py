@@ -1,39 +1,46 @@
 """One training phase from folders to a folder: the start weights, the shards, the loop, a Hugging Face checkpoint."""
 
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twllm.errors import UserError
+from twllm.model.rope_config import RopeConfig
 from twllm.tokens.shards import TokenShard
 from twllm.tokens.tokenizer import ChatTokenizer
-from twllm.train.config import FeedbackConfig, MachineConfig, OptimConfig
+from twllm.train.config import FeedbackConfig, MachineConfig, OptimConfig, PretrainConfig, SftConfig
 from twllm.train.data import PackedData
+from twllm.train.teacher_config import TeacherConfig
+from twllm.train.watch_config import WatchConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from twllm.train.loop import Trainer
+
 
 def start_model(
     size: str | None, model: str | None, revision: str | None, tokenizer: ChatTokenizer, context: int, seed: int,
-    init: str = "mean", multiple: int = 1, texts: Sequence[str] = (),
+    init: str = "mean", multiple: int = 1, texts: Sequence[str] = (), *, rope: RopeConfig | None = None,
 ) -> "PreTrainedModel":  # fmt: skip
-    """Random weights of a size, or a checkpoint whose embedding is made to fit the tokenizer (model/vocabulary.py)."""
+    """Random weights of a size, or a checkpoint: positions as `rope` says, the embedding made to fit the tokenizer."""
     from twllm.model import build
     from twllm.model.hub import fetch
+    from twllm.model.rope import context_limit, extend
 
     if model is None:
         return build.build(str(size), tokenizer, context, seed)
     folder = fetch(model, revision)
     found = build.load(folder)
-    limit = getattr(found.config, "max_position_embeddings", context)
-    if context > limit:
+    if rope:
+        extend(found, rope)
+    limit = context_limit(found.config)
+    if limit is not None and context > limit:
         raise UserError(
             f"context {context} 超過模型的 {limit} (longer than the model's positions)",
             model,
-            f"把 context 降到 {limit} 以下",
+            f"把 context 降到 {limit} 以下，或用 [base.rope] 加長",
         )
     old = ChatTokenizer.load(folder)
     if tokenizer.vocab_size > old.vocab_size:
@@ -48,6 +55,11 @@ def compares(phase: OptimConfig) -> bool:
     return isinstance(phase, FeedbackConfig) and phase.method != "sft-positive"
 
 
+def teacher_of(phase: OptimConfig) -> TeacherConfig | None:
+    """The larger model that the phase learns from, if any."""
+    return phase.teacher if isinstance(phase, PretrainConfig | SftConfig) else None
+
+
 def load_data(tokens: Path, weights: Sequence[float], phase: OptimConfig) -> tuple[PackedData, PackedData | None]:
     """Training rows from the shards `000`, `001`, … with their weights, and held-out rows if there are any."""
     shards = [TokenShard(tokens / f"{i:03}") for i in range(len(weights))]
@@ -56,27 +68,55 @@ def load_data(tokens: Path, weights: Sequence[float], phase: OptimConfig) -> tup
     return data, PackedData([held], [1.0], phase.context, phase.seed) if held and len(held) else None
 
 
-def train_phase(
+def make_trainer(
     name: str, phase: OptimConfig, weights: Sequence[float], model: "PreTrainedModel", tokenizer: ChatTokenizer, tokens: Path,
-    out: Path, work: Path, machine: MachineConfig,
-) -> dict[str, Any]:  # fmt: skip
-    """Train and fill `out` with the checkpoint, `loss.png` and `metrics.jsonl`; returns the metrics for the manifest."""
-    from twllm.model.build import save, weights_fingerprint
+    work: Path, machine: MachineConfig,
+) -> "Trainer":  # fmt: skip
+    """The trainer of one phase, with the objective that its config asks for."""
     from twllm.train.loop import Trainer
     from twllm.train.objective import TokenObjective
     from twllm.train.preference import PreferenceObjective
-    from twllm.train.watch import plot_loss, read_metrics
 
     data, held_out = load_data(tokens, weights, phase)
     objective: Any = TokenObjective
     if compares(phase):
         assert isinstance(phase, FeedbackConfig)
         objective = partial(PreferenceObjective, data=data, config=phase, work=work)
-    metrics = Trainer(name, model, data, phase, machine, work, held_out, objective).run()
+    elif teacher := teacher_of(phase):
+        from twllm.train.distill import DistillObjective, load_teacher
+
+        objective = partial(DistillObjective, teacher=load_teacher(teacher, tokenizer, phase.context), config=teacher)
+    return Trainer(name, model, data, phase, machine, work, held_out, objective)
+
+
+def train_phase(
+    name: str, phase: OptimConfig, weights: Sequence[float], model: "PreTrainedModel", tokenizer: ChatTokenizer, tokens: Path,
+    out: Path, work: Path, machine: MachineConfig, again: "Callable[[], PreTrainedModel] | None" = None,
+    watch: WatchConfig | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Train and fill `out` with the checkpoint, the logs and their pictures; returns the metrics for the manifest.
+
+    With several processes, process 0 fills it. With adapters, `out` is the merged model and `out/adapter` the adapter; `again` makes the start model anew (QLoRA needs it).
+    """
+    from twllm.model.build import save, weights_fingerprint
+    from twllm.train.distributed import is_main
+    from twllm.train.observer import Observer, keep_logs
+
+    trainer = make_trainer(name, phase, weights, model, tokenizer, tokens, work, machine)
+    chat, alarms = not isinstance(phase, PretrainConfig), not compares(phase)
+    trainer.observer = Observer(trainer, tokenizer, watch or WatchConfig(), chat, alarms, machine.peak_tflops)
+    forgetting = _Watched(trainer, tokenizer) if phase.forgetting else None
+    metrics = trainer.run()
+    if not is_main():
+        return metrics
+    if forgetting:
+        metrics["forgetting"] = forgetting.report(out)
+    if adapter := trainer.methods.adapter:
+        adapter.save(out / "adapter")
+        tokenizer.save(out / "adapter")
+        model = adapter.merge(out / "adapter", again)
     save(model, tokenizer, out)
-    rows = read_metrics(work / "metrics.jsonl")
-    (out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    plot_loss(rows, out / "loss.png", name)
+    keep_logs(work, out, name)
     parameters = sum(p.numel() for p in model.parameters())
     return {
         **metrics,
@@ -84,3 +124,23 @@ def train_phase(
         "weights_fingerprint": weights_fingerprint(model.state_dict()),
         "template_fingerprint": tokenizer.template_fingerprint,
     }
+
+
+class _Watched:
+    """Measures what the phase forgets: before the run when made, after it in `report`."""
+
+    def __init__(self, trainer: "Trainer", tokenizer: ChatTokenizer) -> None:
+        from twllm.train.forgetting import Forgetting, before
+
+        assert trainer.config.forgetting
+        self.trainer = trainer
+        self.texts = Forgetting(
+            trainer.config.forgetting, tokenizer, trainer.config.context, trainer.work / "forgetting"
+        )
+        self.before = before(self.texts, trainer.model, trainer.machine, trainer.plan.rows_per_micro, trainer.work)
+
+    def report(self, out: Path) -> dict[str, Any]:
+        trainer = self.trainer
+        trainer.model.to(trainer.machine.device)  # after several processes it is on the host
+        after = self.texts.measure(trainer.model, trainer.machine, trainer.plan.rows_per_micro)
+        return self.texts.report(self.before, after, out, trainer.name)

@@ -4,7 +4,7 @@ With π the model, π₀ the starting weights, and r = log π(y|x) − log π₀
   DPO, a pair:     −log σ(β (r_chosen − r_rejected)), mean over pairs
   KTO, an answer:  w (1 − σ(± β (r − z))), mean over answers; + and w = desirable_weight for a wanted one, − and
                    undesirable_weight for an unwanted one; z = max(0, mean r of mismatched pairs), without gradient
-log π₀ is computed once, before the first step, and kept beside the run's states: no second model is in memory. z is taken over the
+log π₀ is computed once, before the first step (adapters disabled), and kept beside the run's states: no second model is in memory. z is taken over the
 whole optimizer step, so accumulation changes nothing (TRL takes it per micro-batch); its price is one more forward pass.
 Equal to TRL's losses on the same batch, held by a test. Not covered: label smoothing, IPO and other variants, held-out sets.
 """
@@ -23,16 +23,23 @@ from transformers import PreTrainedModel
 
 from twllm.artifact import write_bytes
 from twllm.tokens.preferences import LABELS
+from twllm.train.adapters import base_only
 from twllm.train.config import FeedbackConfig
 from twllm.train.data import Batch, PackedData
+from twllm.train.distributed import all_sum, count, from_main, gather, is_main, rank
 from twllm.train.loss import CHUNK, hidden_states
 from twllm.train.machine import Machine
+from twllm.train.parallel import inside
 
 # N learned tokens, D model width, V vocabulary, S documents (pieces) in a batch
 
 
 def sequence_logprobs(model: PreTrainedModel, batch: Batch, attention: str) -> Tensor:
     """(S,) log-probability of each document's learned tokens, in the order of `batch.pieces`."""
+    return inside(model, _sequence_logprobs, model, batch, attention)
+
+
+def _sequence_logprobs(model: PreTrainedModel, batch: Batch, attention: str) -> Tensor:
     flat = batch.labels.reshape(-1)
     places = (flat >= 0).nonzero().squeeze(1)  # (N,)
     hidden = hidden_states(model, batch, attention)
@@ -82,17 +89,19 @@ class PreferenceObjective:
     def begin(self, batches: Sequence[Batch]) -> float:
         """The number of pairs, or of rated answers; for KTO, z is computed."""
         self.seen = []
-        labels = self.labels[[number for batch in batches for number in _documents(batch)]]
+        labels = self.labels[[number for batch in batches if not batch.filler for number in _documents(batch)]]
         if self.config.method == "dpo":
             return len(labels) / 2
         with torch.no_grad():
-            mismatched = [self._ratios(batch)[self._labels(batch) == 0] for batch in batches]
-        self.kl = torch.cat(mismatched).mean().clamp(min=0)
+            mismatched = [self._ratios(batch)[(self._labels(batch) == 0) & (not batch.filler)] for batch in batches]
+        self.kl = _mean(torch.cat(mismatched)).clamp(min=0)
         return float((labels != 0).sum())
 
     def loss(self, batch: Batch) -> Tensor:
         """Summed loss of a micro-batch."""
         ratios, labels = self._ratios(batch), self._labels(batch)
+        if batch.filler:
+            return 0 * ratios.sum()
         rated = labels != 0
         self.seen.append(torch.stack([ratios.detach()[rated], labels[rated].to(ratios.dtype)]))
         if self.config.method == "dpo":
@@ -101,13 +110,17 @@ class PreferenceObjective:
 
     def metrics(self) -> dict[str, float]:
         """Mean reward β r of wanted and unwanted answers; DPO: the share of pairs in the right order; KTO: z."""
-        ratios, labels = torch.cat(self.seen, dim=1)
+        ratios, labels = torch.cat(self.seen, dim=1) if self.seen else torch.zeros(2, 0)
         found = {}
-        for name, chosen in (("reward_wanted", labels > 0), ("reward_unwanted", labels < 0)):
-            if chosen.any():
-                found[name] = self.config.beta * float(ratios[chosen].mean())
+        wanted = {"reward_wanted": labels > 0, "reward_unwanted": labels < 0}
+        sums = [float(value) for chosen in wanted.values() for value in (ratios[chosen].sum(), chosen.sum())]
+        right = (ratios[0::2] > ratios[1::2]).float() if self.config.method == "dpo" else ratios[:0]
+        *sums, won, pairs = all_sum([*sums, float(right.sum()), len(right)])
+        for name, total, number in zip(wanted, sums[0::2], sums[1::2], strict=True):
+            if number:
+                found[name] = self.config.beta * total / number
         if self.config.method == "dpo":
-            return {**found, "accuracy": float((ratios[0::2] > ratios[1::2]).float().mean())}
+            return {**found, "accuracy": won / max(1, pairs)}
         return {**found, "kl": float(self.kl)}
 
     def _labels(self, batch: Batch) -> Tensor:
@@ -124,23 +137,43 @@ class PreferenceObjective:
         from twllm.model.build import weights_fingerprint
 
         weights = weights_fingerprint(self.model.state_dict())
-        if file.is_file():
+
+        def known() -> bool:
+            if not file.is_file():
+                return False
             with safe_open(file, "np") as kept:
-                if (kept.metadata() or {}).get("weights") == weights:
-                    return np.asarray(kept.get_tensor("logprobs"))
+                return (kept.metadata() or {}).get("weights") == weights
+
+        if from_main(known):
+            with safe_open(file, "np") as kept:
+                return np.asarray(kept.get_tensor("logprobs"))
         found = np.zeros(len(data.lengths), np.float32)
         training = self.model.training
         self.model.eval()
-        with torch.no_grad(), self.machine.autocast():
-            for row in data.each_once():
-                batch = data.batch([row])
+        with torch.no_grad(), self.machine.autocast(), base_only(self.model):
+            rows = data.each_once()
+            for start in range(
+                0, len(rows), count()
+            ):  # each process one of `count()` rows; the last ones are asked again
+                batch = data.batch([rows[min(start + rank(), len(rows) - 1)]])
                 logprobs = sequence_logprobs(self.model, batch.to(self.model.device), self.machine.attention)
                 found[_documents(batch)] = logprobs.float().cpu().numpy()
         self.model.train(training)
-        write_bytes(file, save({"logprobs": found}, metadata={"weights": weights}))
+        for part in gather(found) if count() > 1 else ():
+            found = np.where(found == 0, part, found)  # what another process computed
+        if is_main():
+            write_bytes(file, save({"logprobs": found}, metadata={"weights": weights}))
         return found
 
 
 def _documents(batch: Batch) -> list[int]:
     """Numbers of the documents, in the order of `batch.pieces`."""
     return [document for row in batch.rows for document, _, _ in row.pieces]
+
+
+def _mean(values: Tensor) -> Tensor:
+    """Over all processes; 0 of nothing."""
+    if count() == 1:
+        return values.mean()
+    total, number = all_sum([float(values.sum()), len(values)])
+    return torch.tensor(total / max(1.0, number), device=values.device)

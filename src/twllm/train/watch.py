@@ -1,78 +1,142 @@
-"""Watching a run: metrics.jsonl (one line a step), TensorBoard where installed, a progress line, and the loss picture."""
+"""Watching a run: metrics.jsonl (one line a step), trackers, and the terminal: a live view, or a plain line now and then where there is none.
 
-import importlib.util
+`twllm train watch RUN` draws the same view from the files, in another terminal (watch_commands.py). docs/watching.md.
+"""
+
 import json
+import resource
 import sys
 import time
+from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.live import Live
 
-from twllm.artifact import write_text
+from twllm.artifact import write_json, write_text
+from twllm.train.live import View, clock, draw, facts_line
+from twllm.train.trackers import open_trackers
+from twllm.train.watch_config import WatchConfig
+
+PLAIN_EVERY_S = 30.0  # between lines where stderr is no terminal
+DRAW_EVERY_S = 0.25
+SPEED_STEPS = 20  # steps that the speed is taken over
+FACTS = "watch.json"  # name and steps of the phase, for those who look on
 
 
 class Watcher:
-    """Opens the logs of one phase at `step` (lines of later, lost steps are cut off) and closes them on exit."""
+    """Opens the logs of one phase at `step` (lines of later, lost steps are cut off) and closes them on exit.
 
-    def __init__(self, folder: Path, name: str, step: int, steps: int, tensorboard: bool | None) -> None:
+    `flops_per_token` and `peak_flops`, where both are known, give the share of the machine's peak (MFU).
+    """
+
+    def __init__(
+        self, folder: Path, name: str, step: int, steps: int, tensorboard: bool | None, *, watch: WatchConfig | None = None,
+        flops_per_token: float = 0.0, peak_flops: float = 0.0,
+    ) -> None:  # fmt: skip
         folder.mkdir(parents=True, exist_ok=True)
         self.file = folder / "metrics.jsonl"
         kept = [row for row in read_metrics(self.file) if row["step"] <= step]
         write_text(self.file, "".join(json.dumps(row) + "\n" for row in kept))
+        write_json(folder / FACTS, {"name": name, "steps": steps})
         self._stream = self.file.open("a", encoding="utf-8")
-        self._board = _open_board(folder / "tensorboard", step, tensorboard)
-        self._started, self._tokens = time.perf_counter(), 0
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[facts]}"),
-            TimeRemainingColumn(),
-        )
-        self._progress = Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
-        self._task = self._progress.add_task(name, total=steps, completed=step, facts="")
+        self._trackers = open_trackers(folder, name, step, tensorboard, watch)
+        self._share = flops_per_token / peak_flops if flops_per_token and peak_flops else 0.0
+        self._times: deque[tuple[float, int]] = deque(maxlen=SPEED_STEPS + 1)
+        self._times.append((time.perf_counter(), 0))
+        self.view = View(name, steps)
+        self.view.rows += kept
+        self._console = Console(stderr=True, highlight=False)
+        self._live = Live(console=self._console, auto_refresh=False, transient=True) if sys.stderr.isatty() else None
+        self._shown = time.perf_counter()
 
     def log(self, step: int, tokens: int, **values: float) -> None:
         """Record one optimizer step (`step` counts from 1) that saw `tokens` tokens."""
-        self._tokens += tokens
-        speed = self._tokens / (time.perf_counter() - self._started)
-        row = {"step": step, "tokens": tokens, **values, "tokens_per_s": round(speed, 1)}
+        now = time.perf_counter()
+        self._times.append((now, tokens))
+        speed = sum(count for _, count in list(self._times)[1:]) / max(1e-9, now - self._times[0][0])
+        row: dict[str, Any] = {"step": step, "tokens": tokens, **values, "tokens_per_s": round(speed, 1)}
+        row["memory_gib"] = round(peak_memory_gib(), 3)
+        if self._share:
+            row["mfu"] = round(speed * self._share, 4)
         self._stream.write(json.dumps(row) + "\n")
         self._stream.flush()
-        if self._board:
-            for key, value in values.items():
-                self._board.add_scalar(key, value, step)
-        shown = f"loss {values['loss']:.3f}  {speed:,.0f} tok/s" if "loss" in values else ""
-        self._progress.update(self._task, completed=step, facts=shown) if shown else None
+        extra: dict[str, float] = {key: row[key] for key in ("tokens_per_s", "memory_gib", "mfu") if key in row}
+        self._trackers.log({**values, **extra}, step)
+        self.view.rows.append(row)
+        self._show(step, row)
+
+    def alarm(self, step: int, text: str) -> None:
+        """Something is wrong with the data, or the learning rate."""
+        self.view.alarms.append(text)
+        self._trackers.text("alarm", text, step)
+        self._console.print(f"[bold red]⚠[/] {self.view.name}：", end="")
+        self._console.print(text, markup=False)
+
+    def sample(self, step: int, prompts: Sequence[str], answers: Sequence[str]) -> None:
+        """What the model says now."""
+        self.view.samples = [{"step": step, "prompt": p, "answer": a} for p, a in zip(prompts, answers, strict=True)]
+        self._trackers.text("samples", "\n\n".join(f"{p}\n→ {a}" for p, a in zip(prompts, answers, strict=True)), step)
+        if self._live:
+            self._live.update(draw(self.view), refresh=True)
+
+    def _show(self, step: int, row: dict[str, Any]) -> None:
+        now, last = time.perf_counter(), step == self.view.steps
+        if self._live:
+            if now - self._shown > DRAW_EVERY_S or last:
+                self._live.update(draw(self.view), refresh=True)
+                self._shown = now
+        elif now - self._shown > PLAIN_EVERY_S:
+            eta = clock(self.view.eta_s())
+            self._console.print(
+                f"{self.view.name} {step}/{self.view.steps}  {facts_line(row)}  ETA {eta}", markup=False
+            )
+            self._shown = now
 
     def __enter__(self) -> "Watcher":
-        self._progress.start()
+        if self._live:
+            self._live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        if self._live:
+            self._live.stop()
         self._stream.close()
-        if self._board:
-            self._board.close()
+        self._trackers.close()
 
 
-def _open_board(folder: Path, step: int, wanted: bool | None) -> Any:
-    if wanted is False or (wanted is None and importlib.util.find_spec("tensorboard") is None):
+class NoWatcher:
+    """In processes that look on while another one logs."""
+
+    def log(self, step: int, tokens: int, **values: float) -> None:
+        """Nothing."""
+
+    def alarm(self, step: int, text: str) -> None:
+        """Nothing."""
+
+    def sample(self, step: int, prompts: Sequence[str], answers: Sequence[str]) -> None:
+        """Nothing."""
+
+    def __enter__(self) -> "NoWatcher":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         return None
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        from twllm.errors import UserError
 
-        raise UserError(
-            "沒有安裝 TensorBoard (not installed)", "machine.tensorboard = true", "pip install 'twllm[watch]'"
-        ) from error
-    return SummaryWriter(str(folder), purge_step=step + 1)
+
+def peak_memory_gib() -> float:
+    """The most this process has held: on the GPU where it uses one, else resident."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        return float(torch.cuda.max_memory_allocated() / 2**30)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
@@ -88,10 +152,10 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
 
 def plot_loss(metrics: list[dict[str, Any]], target: Path, title: str) -> None:
     """PNG: training loss per step (thin), its running median (thick), held-out loss (dots)."""
-    from statistics import median
-
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+
+    from twllm.train.plots import smooth
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
@@ -100,10 +164,8 @@ def plot_loss(metrics: list[dict[str, Any]], target: Path, title: str) -> None:
     held = [(r["step"], r["held_out_loss"]) for r in metrics if "held_out_loss" in r]
     if train:
         steps, losses = zip(*train, strict=True)
-        width = max(1, len(losses) // 40)
-        smooth = [median(losses[max(0, i - width) : i + width + 1]) for i in range(len(losses))]
         axes.plot(steps, losses, linewidth=0.6, alpha=0.4, color="tab:blue")
-        axes.plot(steps, smooth, linewidth=2, color="tab:blue", label="training (running median)")
+        axes.plot(steps, smooth(losses), linewidth=2, color="tab:blue", label="training (running median)")
     if held:
         axes.plot(*zip(*held, strict=True), "o-", color="tab:red", label="held out")
     axes.set(xlabel="optimizer step", ylabel="loss (nats per token)", title=title)

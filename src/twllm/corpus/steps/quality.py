@@ -13,12 +13,12 @@ import re
 from typing import TYPE_CHECKING
 
 from twllm.corpus.document import KEEP, Document, Drop, Keep
+from twllm.corpus.region import page_fault
 from twllm.corpus.steps import Rule, filter_step
 from twllm.corpus.steps.characters import count_kinds
 
 if TYPE_CHECKING:
     from twllm.corpus.config import CorpusConfig
-    from twllm.corpus.quality import Fault
 
 SENTENCE_END = re.compile(r"[。！？!?…｡]|\.(?=\s|$)")
 
@@ -32,7 +32,7 @@ def repeated_share(text: str) -> float:
     return 1 - sum(map(len, once)) / sum(map(len, lines))
 
 
-def judge(text: str, config: "CorpusConfig") -> Keep | Drop:
+def judge(text: str, config: "CorpusConfig", url: str = "") -> Keep | Drop:
     """The first rule that the text breaks, or Keep."""
     count = count_kinds(text)
     if (size := count.visible) < config.min_chars:
@@ -47,19 +47,9 @@ def judge(text: str, config: "CorpusConfig") -> Keep | Drop:
         return Drop("repeated_lines", f"{share:.3f} > {config.max_repeated_share}")
     if config.need_sentence_end and not SENTENCE_END.search(text):
         return Drop("no_sentence_end")
-    if config.region.page_rules and (fault := page_fault(text)):
+    if config.region.page_rules and (fault := page_fault(text, url)):
         return Drop(*fault)
     return KEEP
-
-
-def page_fault(text: str) -> "Fault | None":
-    """What the rules of corpus/quality.py say: advertising, menus, repetition, machine translation."""
-    from twllm.corpus.codes import count
-    from twllm.corpus.quality import judge as judge_page
-    from twllm.corpus.region import found_words
-
-    counts = count(text)
-    return judge_page(text, counts, found_words(text, counts))
 
 
 @filter_step("quality")
@@ -67,6 +57,6 @@ def quality(config: "CorpusConfig") -> Rule:
     """Settings: region.page_rules, min_chars, min_han_share, max_{symbol,garbled,repeated}_share, need_sentence_end."""
 
     def rule(document: Document) -> Keep | Drop:
-        return judge(document.text, config)
+        return judge(document.text, config, document.url)
 
     return rule

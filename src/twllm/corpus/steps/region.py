@@ -17,14 +17,15 @@ if TYPE_CHECKING:
 
 @step("region")
 def region(config: "CorpusConfig") -> Step:
-    """Settings: region.min_score, region.cut."""
-    from twllm.corpus.classify import classify
+    """Settings: region.min_score, region.cut, region.languages, region.page_rules."""
+    from twllm.corpus.classify import Limits, classify
 
     settings = config.region
+    limits = Limits(settings.min_score, settings.languages, settings.page_rules)
 
     def run(documents: Iterable[Document]) -> Iterator[Document | Dropped]:
         for document in documents:
-            label = classify(document.text, document.url, settings.min_score)
+            label = classify(document.text, document.url, limits)
             if not label.keep or (label.cut and not settings.cut):
                 yield Dropped(document, "region", label.reason or "mixed_page", "；".join(label.reasons))
                 continue

@@ -29,12 +29,13 @@ class Answer:
     ) -> None:  # fmt: skip
         self.number = next(_numbers)  # older answers have lower ones
         self.ids = list(prompt_ids)  # prompt, then answer
+        self._prompt = prompt_ids  # holds its pictures
         self.slot: Slot | None = None
         self.cancelled = False
         self._on_event = on_event
         self._text, self._ending, self._constraint = text, ending, constraint
         self._ignores_end = sampling.ignore_eos
-        self._drawer = Drawer(sampling, prompt_ids, constraint)
+        self._drawer = Drawer(sampling, getattr(prompt_ids, "plain", prompt_ids), constraint)
 
     @property
     def left(self) -> int:

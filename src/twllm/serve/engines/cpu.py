@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from twllm.errors import UserError, require_file
-from twllm.model.llama_shape import read_shape
+from twllm.model.llama_shape import LLAMACPP_ROPE, read_shape
 from twllm.serve.engines.scheduler import BatchingEngine, Facts
 from twllm.serve.generation import (
     default_sampling,
@@ -82,7 +82,7 @@ def _facts(folder: Path, allow_template_mismatch: bool) -> Facts:
     tokenizer = load_tokenizer(folder, allow_template_mismatch=allow_template_mismatch)
     return Facts(
         tokenizer=tokenizer,
-        context=read_shape(folder).context,
+        context=read_shape(folder, LLAMACPP_ROPE).context,
         model_fingerprint=model_fingerprint(folder),
         defaults=default_sampling(config),
         end_ids=end_ids(tokenizer, config),

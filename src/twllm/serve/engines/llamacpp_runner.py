@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from twllm.artifact import remove_partial
 from twllm.errors import UserError
-from twllm.model.llama_shape import read_shape
+from twllm.model.llama_shape import LLAMACPP_ROPE, read_shape
 from twllm.serve.engines.runner import Logits, Work
 from twllm.serve.generation import PromptScores, model_fingerprint
 from twllm.serve.sampler import raw_logprobs
@@ -87,7 +87,7 @@ class LlamaCppRunner:
         heads, layers = lib.llama_model_n_head_kv(self._model), lib.llama_model_n_layer(self._model)
         width = lib.llama_model_n_embd(self._model) // lib.llama_model_n_head(self._model)
         if model.is_dir():
-            width = read_shape(model).E
+            width = read_shape(model, LLAMACPP_ROPE).E
         token = 2 * layers * heads * width * (4 if precision == "fp32" else 2)
         allowed = (
             int(SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")) if kv_bytes is None else kv_bytes

@@ -80,7 +80,8 @@ class BatchingEngine(GenerateFromSubmit):
         limit = self._limit(prompt_ids, sampling)
         if not prompt_ids:
             raise UserError("提示是空的 (empty prompt)", "prompt", "至少給一個字")
-        if min(prompt_ids) < 0 or max(prompt_ids) >= self._runner.vocab:
+        plain = getattr(prompt_ids, "plain", prompt_ids)  # without those that stand for pictures
+        if plain and (min(plain) < 0 or max(plain) >= self._runner.vocab):
             raise UserError(
                 f"模型沒有這個 token (ids are 0 to {self._runner.vocab - 1})", "prompt", "用這個模型的分詞器"
             )

@@ -6,7 +6,7 @@ A model is taken if its layers have exactly the parts named here and its logits 
 N rows of a step, H heads, K key/value heads, E head width, D model width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from twllm.serve.engines.torch_linear import can_pack, pack
 
+Embed = Callable[[Tensor], Tensor]  # ids (N,) → (N, D)
 ROPE = {"default", "linear", "llama3", "yarn"}  # those whose angles do not depend on the length of the text
 ATTENTION = ({"q_proj", "k_proj", "v_proj", "o_proj"}, {"q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm"})
 LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
@@ -103,11 +104,12 @@ def _norm(x: Tensor, norm: Any) -> Tensor:
 class LeanLlama:
     """Weights of the model, regrouped (and on CPUs packed); the model itself goes on working with them."""
 
-    def __init__(self, model: Any, context: int) -> None:
+    def __init__(self, model: Any, context: int, embed: Embed | None = None) -> None:
         base = model.model
         packed = can_pack(model)
         self.dtype, self.device = model.dtype, model.device
-        self._embed, self._norm = base.embed_tokens, base.norm
+        self._norm = base.norm
+        self._embed: Embed = embed or (lambda ids: F.embedding(ids, base.embed_tokens.weight))
         with torch.inference_mode():
             positions = torch.arange(context, device=self.device)[None]
             cos, sin = base.rotary_emb(torch.zeros(1, 1, dtype=self.dtype, device=self.device), positions)
@@ -123,7 +125,7 @@ class LeanLlama:
     @torch.inference_mode()
     def __call__(self, step: Attends, rows: Sequence[int]) -> Tensor:
         """Logits (rows, V) in fp32."""
-        hidden = F.embedding(torch.tensor(step.ids, device=self.device), self._embed.weight)  # (N, D)
+        hidden = self._embed(torch.tensor(step.ids, device=self.device))  # (N, D)
         places = torch.tensor(step.positions, device=self.device)
         cos, sin = self._cos[places], self._sin[places]  # (N, 1, E)
         N = hidden.shape[0]

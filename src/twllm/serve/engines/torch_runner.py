@@ -18,8 +18,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from twllm.errors import UserError
+from twllm.model.rope import context_limit
 from twllm.serve.engines.runner import Logits, Work
-from twllm.serve.engines.torch_llama import LeanLlama, is_llama_shaped
+from twllm.serve.engines.torch_llama import Embed, LeanLlama, is_llama_shaped
 from twllm.serve.engines.torch_slots import Shape, SlotMemory, Step
 from twllm.serve.generation import PromptScores
 from twllm.serve.scoring import score
@@ -32,25 +33,27 @@ SHARE = 0.25  # of a machine's memory for keys and values
 GPU_SHARE = 0.8  # of what the weights leave free
 
 
-def open_runner(model: Any, *, slots: int = SLOTS, kv_bytes: int | None = None) -> "TorchRunner | LoneRunner":
-    """The fastest runner whose logits are right for this model.
+def open_runner(
+    model: Any, *, slots: int = SLOTS, kv_bytes: int | None = None, embed: Embed | None = None
+) -> "TorchRunner | LoneRunner":
+    """The fastest runner whose logits are right for this model; `embed`: what ids become, where it is not the table alone (pictures.py).
 
     Raises:
         UserError: the memory allowed is too small for one answer.
     """
     config = model.config.get_text_config()
-    context = int(getattr(config, "max_position_embeddings", None) or CONTEXT)
+    context = context_limit(config) or CONTEXT
     if is_llama_shaped(model) and not getattr(model, "hf_quantizer", None):  # quantised weights are not joined
         sample = [(7 * i + 3) % config.vocab_size for i in range(min(24, context))]
         with torch.inference_mode():
             expected = model(input_ids=torch.tensor([sample], device=model.device), use_cache=False).logits[0].float()
-        lean = LeanLlama(model, context)
+        lean = LeanLlama(model, context, embed)
         runner = TorchRunner(model, lean, slots, context, kv_bytes)
         if _same(runner, sample, expected):
             return runner
     if packs(model):
-        return TorchRunner(model, None, slots, context, kv_bytes)
-    return LoneRunner(model, slots, context, kv_bytes)
+        return TorchRunner(model, None, slots, context, kv_bytes, embed)
+    return LoneRunner(model, slots, context, kv_bytes, embed)
 
 
 def _same(runner: "TorchRunner", sample: list[int], expected: Tensor) -> bool:
@@ -73,7 +76,9 @@ class TorchRunner:
 
     step_tokens = STEP_TOKENS
 
-    def __init__(self, model: Any, lean: LeanLlama | None, slots: int, context: int, kv_bytes: int | None) -> None:
+    def __init__(
+        self, model: Any, lean: LeanLlama | None, slots: int, context: int, kv_bytes: int | None, embed: Embed | None = None
+    ) -> None:  # fmt: skip
         config = model.config.get_text_config()
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -92,7 +97,7 @@ class TorchRunner:
         self.slots, self.context, self.vocab = slots, context, int(config.vocab_size)
         self._memory = SlotMemory(slots, shape, model.dtype, model.device)
         self._lengths = [0] * slots
-        self._model, self._lean = model, lean
+        self._model, self._lean, self._embed = model, lean, embed
 
     @torch.inference_mode()
     def step(self, work: Sequence[Work]) -> Sequence[Logits | None]:
@@ -100,7 +105,7 @@ class TorchRunner:
         step = Step(self._memory, work, self._lengths)
         wanted = [(i, row) for i, row in zip(step.order, step.last, strict=True) if work[i].logits]
         rows = [row for _, row in wanted] or [0]
-        logits = self._lean(step, rows) if self._lean is not None else _flat(self._model, step, rows)
+        logits = self._lean(step, rows) if self._lean is not None else _flat(self._model, step, rows, self._embed)
         found = logits.cpu().numpy()
         for one in work:
             self._lengths[one.slot] += len(one.ids)
@@ -130,11 +135,16 @@ class TorchRunner:
         """Nothing: the model is the engine's."""
 
 
-def _flat(model: Any, step: Step, rows: Sequence[int]) -> Tensor:
+def _given(ids: Tensor, embed: Embed | None) -> dict[str, Tensor]:
+    """What the model is given to read for ids (1, N)."""
+    return {"input_ids": ids} if embed is None else {"inputs_embeds": embed(ids[0])[None]}
+
+
+def _flat(model: Any, step: Step, rows: Sequence[int], embed: Embed | None) -> Tensor:
     """Logits (rows, V) in fp32, through transformers' modules."""
     device = model.device
     out = model(
-        input_ids=torch.tensor([step.ids], device=device),
+        **_given(torch.tensor([step.ids], device=device), embed),
         position_ids=torch.tensor([step.positions], device=device),
         attention_mask=torch.zeros(1, 1, 1, 1, device=device),  # four dimensions: taken as it is, and not looked at
         use_cache=False,
@@ -181,11 +191,13 @@ class LoneRunner:
 
     step_tokens = STEP_TOKENS
 
-    def __init__(self, model: Any, slots: int, context: int, kv_bytes: int | None = None) -> None:
+    def __init__(
+        self, model: Any, slots: int, context: int, kv_bytes: int | None = None, embed: Embed | None = None
+    ) -> None:
         allowed = _memory(model.device) if kv_bytes is None else kv_bytes
         self.capacity = max(context, allowed // bytes_per_token(model))  # windows and states need less than this counts
         self.slots, self.context, self.vocab = slots, context, int(model.config.get_text_config().vocab_size)
-        self._model = model
+        self._model, self._embed = model, embed
         self._sequences = [_Sequence() for _ in range(slots)]
         self._whole = False
         self._whole = not self._reads_on([(7 * i + 3) % self.vocab for i in range(min(24, context))])
@@ -216,7 +228,7 @@ class LoneRunner:
             if sequence.cache is None or (self._whole and len(sequence.ids) - sequence.done > 1):
                 sequence.cache, sequence.done = DynamicCache(config=self._model.config), 0
             given = torch.tensor([sequence.ids[sequence.done :]], device=self._model.device)
-            out = self._model(input_ids=given, cache=sequence.cache, use_cache=True, logits_to_keep=1)
+            out = self._model(**_given(given, self._embed), cache=sequence.cache, use_cache=True, logits_to_keep=1)
             sequence.done = len(sequence.ids)
             results.append(out.logits[0, -1].float().cpu().numpy() if wanted else None)
         return results

@@ -1,0 +1,106 @@
+"""`train_speed.py --growth`: what our training costs as the model and the context grow; a table and docs/images/train-growth.png.
+
+Model: 6.9 M and about ten times as many parameters. Context: 512 to 4,096 tokens, once with short paragraphs packed into the rows and once
+with documents as long as the row, whose attention grows with it. Tokens a step are the same everywhere.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+MODELS = {"7 M": {"D": 256, "L": 6, "H": 4, "K": 4, "F": 704}, "70 M": {"D": 768, "L": 9, "H": 12, "K": 12, "F": 2112}}
+CONTEXTS = (512, 1024, 2048, 4096)
+TOKENS = 4096  # a step
+PICTURE = Path(__file__).resolve().parents[1] / "docs" / "images" / "train-growth.png"
+
+
+def long_rows(source: str, target: Path, characters: int) -> str:
+    """The texts of `source`, joined into documents of at least so many characters."""
+    joined, parts = [], ""
+    with Path(source).open(encoding="utf-8") as lines:
+        for line in lines:
+            parts += json.loads(line)["text"]
+            if len(parts) >= characters:
+                joined.append(parts)
+                parts = ""
+    target.write_text(
+        "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in joined), encoding="utf-8"
+    )
+    return str(target)
+
+
+def measure(job: dict[str, Any], folder: Path, name: str) -> dict[str, Any]:
+    """Median of three turns after warm-up."""
+    import sys
+
+    from train_speed import workers
+
+    with workers({name: (sys.executable, "train_worker.py", job)}, folder) as running:
+        worker = running[name]
+        worker.turn(2)
+        turns = []
+        for _ in range(3):
+            peak = worker.ask("peak")["peak_flop_s"]
+            turn = worker.turn(1)
+            turns.append({**turn, "share": turn["flops"] / turn["seconds"] / peak})
+    turns.sort(key=lambda turn: turn["tok_s"])
+    return turns[1]
+
+
+def growth(folder: Path, rows: dict[str, str], base: dict[str, Any], args: Any) -> None:
+    """Measure, print a table, draw it."""
+    from train_speed import make_checkpoint
+
+    found = []
+    for model, shape in MODELS.items():
+        checkpoint = folder / f"model {model}"
+        make_checkpoint(checkpoint, args.vocab_size, max(CONTEXTS), shape)
+        for context in CONTEXTS:
+            if model != "7 M" and context not in (CONTEXTS[0], CONTEXTS[-1]):
+                continue
+            for kind in ("short", "long"):
+                source = (
+                    rows["text"]
+                    if kind == "short"
+                    else long_rows(rows["text"], folder / f"{context}.jsonl", context * 3)
+                )
+                job = {
+                    **base,
+                    "checkpoint": str(checkpoint),
+                    "rows": source,
+                    "context": context,
+                    "batch_tokens": TOKENS,
+                }
+                turn = measure(job, folder, f"{model} {context} {kind}")
+                found.append({"model": model, "context": context, "documents": kind, "turn": turn})
+                print(
+                    f"{model:>5} context {context:5} {kind:5} documents: {turn['tok_s']:7,.0f} tokens/s, "
+                    f"{turn['share']:.0%} of the matrix peak, {turn['peak_bytes'] / 1e9:.2f} GB", flush=True,
+                )  # fmt: skip
+    draw(found)
+    facts = [{**row, "turn": {key: row["turn"][key] for key in ("tok_s", "share", "peak_bytes")}} for row in found]
+    print("RESULT " + json.dumps({"growth": facts, "threads": args.threads, "precision": base["precision"]}))
+
+
+def draw(found: list[dict[str, Any]]) -> None:
+    """Speed and peak memory against the context, a line for each model and kind of document."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    speed, memory = figure.subplots(1, 2)
+    for model in MODELS:
+        for kind, style in (("short", "o-"), ("long", "s--")):
+            points = [row for row in found if row["model"] == model and row["documents"] == kind]
+            contexts = [row["context"] for row in points]
+            speed.plot(contexts, [row["turn"]["tok_s"] for row in points], style, label=f"{model}, {kind} documents")
+            memory.plot(contexts, [row["turn"]["peak_bytes"] / 1e9 for row in points], style)
+    for axes, label in ((speed, "tokens/s"), (memory, "peak memory, GB")):
+        axes.set(xscale="log", xlabel="context (tokens a row)", ylabel=label, ylim=(0, None))
+        axes.set_xticks(CONTEXTS, [str(c) for c in CONTEXTS])
+        axes.grid(alpha=0.3)
+    speed.set(yscale="log", ylim=(None, None))
+    speed.legend(fontsize=8)
+    PICTURE.parent.mkdir(exist_ok=True)
+    figure.savefig(PICTURE, dpi=120)

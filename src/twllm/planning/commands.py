@@ -1,0 +1,225 @@
+"""`twllm run --dry-run`'s tables and `twllm plan RECIPE --gpus 8 --gpu h100`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from twllm.plan import DryRun
+    from twllm.planning.gpus import Gpu
+    from twllm.planning.search import Choice, PhaseCost
+    from twllm.recipe import Loaded
+    from twllm.train.config import MachineConfig
+
+SHARDING_NAMES = {
+    "none": "none",
+    "optimizer": "optimizer (ZeRO-2)",
+    "full": "full (ZeRO-3)",
+}
+MEMORY_NAMES = {
+    "weights": "權重 weights", "gradients": "梯度 gradients", "optimizer": "最佳化狀態 optimizer", "activations": "啟動值 activations",
+    "head": "輸出層 head", "overhead": "其他 overhead",
+}  # fmt: skip
+
+
+def plan(
+    recipe: Annotated[Path, typer.Argument(help="配方檔 (recipe, TOML)", metavar="RECIPE")],
+    gpu: Annotated[str, typer.Option(help="哪一種卡 (card)：h100、a100、4090……；docs/plan.md 有全部")] = "h100",
+    gpus: Annotated[int, typer.Option(min=1, help="總共幾張，所有主機加起來 (over all hosts)")] = 8,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="改一個值 (override)", metavar="KEY=VALUE")] = None,
+    memory_gib: Annotated[float | None, typer.Option(help="每張卡能用的 GiB；不給就用表裡的")] = None,
+    price: Annotated[float | None, typer.Option(help="一張卡一小時多少錢 (price of a GPU hour)，算總價")] = None,
+    out: Annotated[Path | None, typer.Option(help="把選出的設定寫成機器檔 (machine file to write)")] = None,
+) -> None:
+    """這份配方在這些卡上放得下嗎、怎麼放、多久、多少卡時 (will it fit, how, how long, how many GPU hours)."""
+    from rich.console import Console
+
+    from twllm import artifact
+    from twllm.checks import check_recipe
+    from twllm.errors import UserError
+    from twllm.plan import duration, plan_phases, recipe_model
+    from twllm.planning.gpus import find_gpu
+    from twllm.planning.search import HEADROOM, best_of_each, fewest_gpus, options, phase_cost
+    from twllm.planning.search import pick as pick_choice
+    from twllm.recipe import load_recipe
+
+    card, loaded = find_gpu(gpu), load_recipe(recipe, set_ or (), unset_ok=True)
+    missing: list[str] = []
+    check_recipe(loaded, missing)
+    model, notes = recipe_model(loaded.recipe)
+    phases = [phase for phase, _ in plan_phases(loaded.recipe, {}, missing)]
+    for phase in phases:
+        if phase.batch_tokens // gpus < phase.context:
+            most = phase.batch_tokens // phase.context
+            what = f"{phase.name} 一步只有 {most} 列，分不給 {gpus} 張卡 (fewer rows a step than GPUs)"
+            raise UserError(
+                what, f"{phase.name}.batch_tokens = {phase.batch_tokens}", f"用 {most} 張以下，或加大 batch_tokens"
+            )
+    if gpus > 1 and any(phase.adapter and phase.adapter.quantised for phase in phases):
+        what = "量化的底模不能分給多張卡 (quantised weights run on one card)"
+        raise UserError(what, f"{recipe}：lora.quantise", "--gpus 1，或 lora 不量化")
+    limit = (memory_gib or card.memory_gib) * HEADROOM
+    found = options(model, phases, card, gpus)
+    chosen = pick_choice(found, limit)
+    console = Console(highlight=False)
+    _print_notes(console, notes, missing)
+    console.print(
+        _options_table(best_of_each(found, limit), chosen, limit, f"{loaded.recipe.name}：{gpus} × {card.name}")
+    )
+    if chosen is None:
+        least = min(found, key=lambda c: c.gib)
+        fewest = fewest_gpus(model, phases, card)
+        fix = f"至少要 {fewest} 張這種卡" if fewest else "換記憶體大的卡，或用 [sft.lora]"
+        raise UserError(
+            f"放不下 (does not fit)：最省也要每張 {least.gib:.1f} GiB，能用 {limit:.1f}", f"{gpus} × {card.name}", fix
+        )
+    how = chosen.sharding, chosen.checkpointing, chosen.micro_tokens
+    costs = [phase_cost(model, phase, card, how, gpus) for phase in phases]
+    console.print(_phases_table(costs))
+    hours = chosen.seconds / 3600 * gpus
+    money = f"，約 {hours * price:,.0f} 元 (at {price} an hour)" if price else ""
+    console.print(
+        f"時間 time 約 {duration(chosen.seconds)}，{hours:,.0f} 卡時 GPU hours{money}；沒有在 GPU 上驗證，見 docs/plan.md"
+    )
+    if out:
+        artifact.write_text(out, machine_file(gpu, gpus, chosen, loaded.recipe.name))
+        console.print(f"機器檔 machine file → {out}")
+
+
+def _print_notes(console: object, notes: list[str], missing: list[str]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+
+    assert isinstance(console, Console)
+    for note in notes:
+        console.print(f"[yellow]※[/] {escape(note)}")
+    for path in missing:
+        console.print(f"[yellow]※[/] 資料不在這裡 (data not here)：{escape(path)}；run 會停下來，計畫照 max_tokens 算")
+
+
+def _options_table(rows: "list[tuple[Choice, bool]]", chosen: "Choice | None", limit: float, title: str) -> "Table":
+    """Each way to run: what it needs, how long it takes, why it is not the one."""
+    from rich.table import Table
+
+    from twllm.plan import duration
+
+    table = Table("分片 sharding", "重算", "micro-batch", "GiB", "時間", "結果 verdict", title=title)
+    for choice, fits in rows:
+        same = chosen is not None and (choice.sharding, choice.checkpointing) == (chosen.sharding, chosen.checkpointing)
+        if not fits:
+            verdict = f"[red]放不下[/]，少 {choice.gib - limit:.1f} GiB"
+        elif same and chosen:
+            choice, verdict = chosen, "[green]✓ 選這個 chosen[/]"
+        elif chosen and choice.seconds <= chosen.seconds * 1.01:
+            verdict = "一樣快 as fast"
+        else:
+            verdict = f"慢 {choice.seconds / chosen.seconds - 1:.0%}" if chosen else ""
+        table.add_row(
+            SHARDING_NAMES[choice.sharding], "有" if choice.checkpointing else "—", f"{choice.micro_tokens:,}",
+            f"{choice.gib:.1f}", duration(choice.seconds).rsplit(" ", 1)[0], verdict,
+        )  # fmt: skip
+    return table
+
+
+def _phases_table(costs: "list[PhaseCost]") -> "Table":
+    """Where the memory and the time go: a column a phase."""
+    from dataclasses import asdict
+
+    from rich.table import Table
+
+    from twllm.plan import duration
+    from twllm.planning.gpus import GIB
+
+    table = Table("每張卡 per GPU", *(cost.phase.name for cost in costs), title="GiB")
+    for term, name in MEMORY_NAMES.items():
+        table.add_row(name, *(f"{asdict(cost.memory)[term] / GIB:.1f}" for cost in costs))
+    table.add_row("合計 total", *(f"{cost.memory.total / GIB:.1f}" for cost in costs), style="bold", end_section=True)
+    table.add_row("詞元 tokens", *(f"{cost.phase.tokens:,}" for cost in costs))
+    table.add_row("步 steps", *(f"{cost.phase.steps:,}" for cost in costs))
+    table.add_row("FLOPs", *(f"{cost.flops:.2e}" for cost in costs))
+    table.add_row("一步 a step", *(f"{cost.step.total:.2f} s" for cost in costs))
+    table.add_row("其中等資料傳輸 waits for traffic", *(f"{cost.step.traffic:.2f} s" for cost in costs))
+    table.add_row("時間 time", *(duration(cost.seconds) for cost in costs))
+    return table
+
+
+def machine_file(gpu: str, gpus: int, choice: "Choice", recipe: str) -> str:
+    """A machine file with this choice, as `twllm run --machine` reads it."""
+    from twllm.planning.gpus import find_gpu
+    from twllm.train.config import MachineConfig
+
+    card = find_gpu(gpu)
+    settings: dict[str, object] = {
+        "device": "cuda", "precision": "bf16", "gpu": gpu, "gpus": gpus, "sharding": choice.sharding,
+        "checkpointing": "full" if choice.checkpointing else "none", "micro_batch_tokens": choice.micro_tokens, "checkpoint_every_s": 600.0,
+    }  # fmt: skip
+    lines = [
+        f"# {gpus} × {card.name}：twllm plan 為 {recipe} 選的設定；每張約 {choice.gib:.1f} GiB，訓練約 {choice.seconds / 3600 * gpus:,.0f} 卡時。",
+        f"# Written by `twllm plan` for {recipe}; memory and time are computed (docs/plan.md), not measured on these cards.",
+    ]
+    defaults = {name: one.default for name, one in MachineConfig.model_fields.items()}
+    for key, value in settings.items():
+        text = str(value).lower() if isinstance(value, bool) else f'"{value}"' if isinstance(value, str) else str(value)
+        if key in defaults and defaults[key] != value:
+            lines.append(f"{key} = {text}")
+    return "\n".join(lines) + "\n"
+
+
+def print_dry_run(loaded: "Loaded", out: Path, machine: "MachineConfig") -> None:
+    """The tables of `twllm run --dry-run`."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from twllm.plan import dry_run, duration
+    from twllm.planning.gpus import GIB, find_gpu
+
+    if machine.gpu:
+        card = find_gpu(machine.gpu)
+        found = dry_run(loaded, out, machine, card.peak_tflops)
+        where = f"{machine.gpus} × {card.name}，bf16"
+    else:
+        from twllm.train.machine import peak_tflops, resolve_machine
+
+        resolved = resolve_machine(machine, 0)
+        found = dry_run(loaded, out, machine, machine.peak_tflops or peak_tflops(resolved), resolved.precision)
+        where = f"{resolved.device}，{resolved.precision}"
+    console = Console(highlight=False)
+    _print_notes(console, found.notes, found.missing)
+    stages = Table("階段 stage", "會執行？ will run", title=f"{loaded.recipe.name} → {out}")
+    for name, reason in found.stages:
+        stages.add_row(name, escape(reason) or "· 已完成 (up to date)")
+    table = Table("訓練 phase", "詞元 tokens", "步數 steps", "FLOPs", "記憶體 GiB", "時間 time", "詞元數 count")
+    for row in found.phases:
+        times = f" × {row.repeats}" if row.repeats > 1 else ""
+        table.add_row(
+            row.name, f"{row.tokens:,}", f"{row.steps:,}", f"{row.flops:.2e}", f"{row.memory.total / GIB:.2f}",
+            duration(row.seconds) + times, row.source,
+        )  # fmt: skip
+    console.print(stages, table)
+    console.print(
+        f"參數 parameters {found.parameters:,}；記憶體 memory 約 {found.memory_bytes / GIB:.2f} GiB（訓練 training，每個裝置 per device）"
+    )
+    _print_total(console, found, machine, where, duration(found.seconds))
+
+
+def _print_total(console: object, found: "DryRun", machine: "MachineConfig", where: str, time: str) -> None:
+    from rich.console import Console
+
+    assert isinstance(console, Console)
+    hours = f"，{found.seconds / 3600 * machine.gpus:,.0f} 卡時 GPU hours" if machine.gpu else ""
+    console.print(f"時間 time 約 {time}{hours}（{where}，峰值 peak {found.peak_tflops:.3g} TFLOP/s）")
+    if machine.gpu and found.memory_bytes / 2**30 > _memory_of(machine):
+        console.print(
+            f"[red]放不下 (does not fit)[/]：這張卡只有 {_memory_of(machine):.1f} GiB；twllm plan 會找放得下的設定"
+        )
+
+
+def _memory_of(machine: "MachineConfig") -> "float":
+    from twllm.planning.gpus import find_gpu
+
+    card: Gpu = find_gpu(str(machine.gpu))
+    return card.memory_gib

@@ -1,0 +1,110 @@
+"""`twllm train watch RUN`: the live view of a run that trains in another process, or how a finished one went."""
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from twllm.train.live import View
+
+
+def watch(
+    run: Annotated[
+        Path,
+        typer.Argument(
+            help="執行資料夾、階段資料夾，或 twllm train --out 的資料夾 (run, phase or output folder)", metavar="RUN"
+        ),
+    ],
+    phase: Annotated[str | None, typer.Option(help="看哪個階段；不給就看最近有動靜的 (default: the latest)")] = None,
+    once: Annotated[bool, typer.Option("--once", help="印一次就結束 (print once)")] = False,
+    every: Annotated[float, typer.Option(min=0.1, help="幾秒更新一次 (seconds between updates)")] = 1.0,
+    plot: Annotated[Path | None, typer.Option(help="另外畫成 PNG：損失、學習率、梯度、速度")] = None,
+) -> None:
+    """看訓練：損失、速度、剩多久、警報、模型說的話 (watch a run, live or finished)."""
+    from rich.console import Console
+    from rich.live import Live
+
+    from twllm.train.live import draw
+    from twllm.train.plots import plot_training
+    from twllm.train.watch import read_metrics
+
+    folder = find_phase(run, phase)
+    if plot:
+        from twllm.train.alarms import read_alarms
+
+        plot_training(read_metrics(folder / "metrics.jsonl"), read_alarms(folder / "alarms.jsonl"), plot, str(run))
+    console = Console(highlight=False)
+    if once or not console.is_terminal:
+        console.print(draw(read_view(folder)))
+        return
+    with Live(draw(read_view(folder)), console=console, auto_refresh=False) as live:
+        while True:
+            folder = find_phase(run, phase)  # the next phase may have begun; a finished one moves to its own folder
+            view = read_view(folder)
+            live.update(draw(view), refresh=True)
+            if view.last.get("step", 0) >= view.steps and phase:
+                return
+            time.sleep(every)
+
+
+def seen(
+    run: Annotated[Path, typer.Argument(help="執行資料夾或階段資料夾 (run or phase folder)", metavar="RUN")],
+    step: Annotated[int | None, typer.Option(min=1, help="第幾步；不給就列出帳本有哪些步")] = None,
+    phase: Annotated[str | None, typer.Option(help="哪個階段；不給就看最近有動靜的 (default: the latest)")] = None,
+    document: Annotated[str | None, typer.Option(help="改問：這份文件（名稱）在哪些步看過 (steps that saw it)")] = None,
+) -> None:
+    """第幾步學了哪些文件：分片、文件、從第幾個詞元起 (which documents a step saw)."""
+    from twllm.train.ledger import tell
+
+    tell(find_phase(run, phase), step, document)
+
+
+def find_phase(run: Path, phase: str | None) -> Path:
+    """The folder with the metrics.jsonl that changed last.
+
+    Raises:
+        UserError: nothing was trained there.
+    """
+    from twllm.errors import UserError, require_file
+
+    places = [
+        run,
+        *run.glob("*"),
+        *run.glob(".work/*"),
+        *run.parent.glob(f".{run.name}.work-*"),
+        *run.glob(".*.partial-*"),
+    ]
+    found = [place for place in places if (place / "metrics.jsonl").is_file()]
+    if phase:
+        found = [place for place in found if place.name == phase or place.name.startswith(f"{phase}-")]
+    if not found:
+        if not run.exists():
+            require_file(run, "沒有這個資料夾 (no such folder)")
+        what = f"這裡還沒有{phase or '訓練'}的紀錄 (nothing trained here yet)"
+        raise UserError(what, run, "等它開始，或檢查資料夾；twllm status 說做到哪裡")
+    return max(found, key=lambda place: (place / "metrics.jsonl").stat().st_mtime)
+
+
+def read_view(folder: Path) -> "View":
+    """What the files say."""
+    from twllm.train.alarms import read_alarms
+    from twllm.train.live import View
+    from twllm.train.watch import FACTS, read_metrics
+
+    rows = read_metrics(folder / "metrics.jsonl")
+    facts = {"name": folder.name, "steps": max((row["step"] for row in rows), default=0)}
+    if (folder / FACTS).is_file():
+        facts |= json.loads((folder / FACTS).read_text(encoding="utf-8"))
+    view = View(str(facts["name"]), int(facts["steps"]))
+    view.rows += rows
+    samples = read_alarms(folder / "samples.jsonl")
+    view.samples = [row for row in samples if row["step"] == samples[-1]["step"]]
+    view.alarms = [
+        f"第 {a['step']} 步 {a['loss']:.2f}（平常 {a['usual']:.2f}）："
+        + "、".join(f"{d['shard']} 的 {d['document']}" for d in a["documents"][:3])
+        for a in read_alarms(folder / "alarms.jsonl")
+    ]
+    return view

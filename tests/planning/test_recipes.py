@@ -1,0 +1,99 @@
+"""The large recipes: they are valid, plan offline without data or base model, fit their machine file, and the docs say what is computed."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from typer.testing import CliRunner
+
+from twllm.cli import app
+from twllm.errors import UserError
+from twllm.model.hub_shapes import HUB_SHAPES
+from twllm.model.sizes import count_parameters
+from twllm.recipe import load_machine, load_recipe
+
+ROOT = Path(__file__).parents[2]
+
+
+def load_tables() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("plan_tables", ROOT / "docs" / "plan_tables.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+TABLES = load_tables()
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TWLLM_CORPUS", "TWLLM_TCEVAL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+@pytest.mark.parametrize("name", sorted(TABLES.MACHINES))
+def test_dry_run_needs_neither_data_nor_base_model(name: str, tmp_path: Path) -> None:
+    machine = ROOT / "machines" / f"{TABLES.MACHINES[name]}.toml"
+    result = CliRunner().invoke(
+        app, ["run", str(ROOT / "recipes" / f"{name}.toml"), "--dry-run", "--machine", str(machine), "--out", str(tmp_path / "x")]
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "not downloaded" in result.output and "GPU hours" in result.output
+    assert "does not fit" not in result.output
+    assert ("data not here" in result.output) == (name != "qlora-1gpu")
+    assert not (tmp_path / "x").exists()
+
+
+def test_run_still_refuses_what_a_dry_run_only_lists() -> None:
+    with pytest.raises(UserError, match="variable not set"):
+        load_recipe(ROOT / "recipes" / "taiwan-llm-7b-v2.toml")
+
+
+def test_page_says_what_is_computed() -> None:
+    text = TABLES.PAGE.read_text(encoding="utf-8")
+    assert TABLES.page(text) == text, "run `make docs`"
+
+
+def test_plan_writes_a_machine_file_that_loads(tmp_path: Path) -> None:
+    out = tmp_path / "m.toml"
+    recipe = str(ROOT / "recipes" / "taiwan-llm-7b-v2.toml")
+    result = CliRunner().invoke(
+        app, ["plan", recipe, "--gpus", "8", "--gpu", "h100", "--price", "90", "--out", str(out)]
+    )
+    assert result.exit_code == 0, result.output
+    assert "chosen" in result.output and "放不下" in result.output and "元" in result.output
+    machine = load_machine(out)
+    assert (machine.gpu, machine.gpus) == ("h100", 8)
+    for arguments, says in ((["--gpus", "1", "--gpu", "4090"], "does not fit"), (["--gpus", "512"], "fewer rows")):
+        with pytest.raises(UserError, match=says):
+            CliRunner().invoke(app, ["plan", recipe, *arguments], catch_exceptions=False)
+    with pytest.raises(UserError, match="one card"):
+        qlora = str(ROOT / "recipes" / "qlora-1gpu.toml")
+        CliRunner().invoke(app, ["plan", qlora, "--gpus", "8"], catch_exceptions=False)
+
+
+def test_a_context_beyond_the_model_is_refused() -> None:
+    from twllm.plan import recipe_model
+
+    loaded = load_recipe(ROOT / "recipes" / "1b.toml", ["sft.context=4096"], unset_ok=True)
+    with pytest.raises(UserError, match="longer than the model's positions"):
+        recipe_model(loaded.recipe)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("meta-llama/Llama-2-7b-hf", 6_738_415_616),
+        ("meta-llama/Llama-2-13b-hf", 13_015_864_320),
+        ("meta-llama/Meta-Llama-3-8B", 8_030_261_248),
+        ("meta-llama/Llama-3.2-1B", 1_235_814_400),
+        ("meta-llama/Llama-3.2-3B", 3_212_749_824),
+        ("TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T", 1_100_048_384),
+    ],
+)
+def test_shapes_have_the_published_number_of_parameters(name: str, parameters: int) -> None:
+    assert count_parameters(HUB_SHAPES[name].size, HUB_SHAPES[name].vocab) == parameters

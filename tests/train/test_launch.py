@@ -1,0 +1,88 @@
+"""Launchers: a Slurm script really starts two torchrun hosts that train one model; DeepSpeed's numbers; wrong launches are told."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.train.ranks import free_port
+from twllm.errors import UserError
+from twllm.recipe import load_machine
+from twllm.train.config import MachineConfig, SftConfig
+from twllm.train.distributed import check_gpus, launched
+from twllm.train.launch import as_deepspeed
+
+TINY = Path(__file__).parents[2] / "recipes" / "tiny.toml"
+FULL = {
+    "RANK": "0",
+    "WORLD_SIZE": "2",
+    "LOCAL_RANK": "0",
+    "LOCAL_WORLD_SIZE": "2",
+    "MASTER_ADDR": "h",
+    "MASTER_PORT": "1",
+}
+FAKE = {  # what the script needs of Slurm; srun starts a torchrun for each of two "hosts" and fails if one of them does
+    "scontrol": "#!/bin/bash\necho 127.0.0.1\necho 127.0.0.1\n",
+    "sbatch": '#!/bin/bash\necho "Submitted batch job 7"\nexec bash "$1" > "$LOG" 2>&1\n',
+    "srun": '#!/bin/bash\nshift\n"$@" & one=$!\n"$@" & two=$!\nwait $one && wait $two\n',
+}
+
+
+def test_a_slurm_script_starts_two_hosts_that_train_one_model(tmp_path: Path) -> None:
+    for name, text in FAKE.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    machine = tmp_path / "cpu.toml"
+    machine.write_text('device = "cpu"\nthreads = 1\nsharding = "full"\ntensorboard = false\nprecision = "fp32"\n')
+    python = f"{sys.executable} -m torch.distributed.run"
+    command = [
+        sys.executable, "-m", "twllm", "train", "slurm", str(TINY), "--nodes", "2", "--gpus-per-node", "1", "--cpu", "--machine", str(machine),
+        "--out", str(tmp_path / "run"), "--script", str(tmp_path / "job.sh"), "--torchrun", python, "--until", "pretrain", "--submit",
+        "--set", "pretrain.max_tokens=3000", "--sbatch", "--partition=cpu",
+    ]  # fmt: skip
+    slurm = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}", "LOG": str(tmp_path / "log"), "SLURM_JOB_NODELIST": "n[1-2]",
+        "SLURM_JOB_ID": str(free_port() - 20000 if free_port() > 20000 else 7),
+    }  # fmt: skip
+    done = subprocess.run(command, env={**os.environ, **slurm}, capture_output=True, text=True, timeout=180)
+    log = (tmp_path / "log").read_text()
+    assert done.returncode == 0 and "Submitted batch job 7" in done.stdout, done.stderr + log
+    assert "#SBATCH --partition=cpu\n" in (tmp_path / "job.sh").read_text()
+    manifest = json.loads((tmp_path / "run" / "pretrain" / "manifest.json").read_text())
+    assert manifest["metrics"]["processes"] == {"sharding": "full", "replicate": 1, "shard": 2, "tensor": 1}
+    assert (tmp_path / "run" / "pretrain" / "model.safetensors").is_file()
+    seen = [sys.executable, "-m", "twllm", "train", "seen", str(tmp_path / "run" / "pretrain"), "--step", "1"]
+    lines = subprocess.run(seen, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert len(lines) > 1 and not lines[1].endswith("?")
+
+
+def test_deepspeed_takes_the_recipes_numbers() -> None:
+    phase = SftConfig(batch_tokens=64 * 1024, context=1024, lr=2e-5, clip=0.5)
+    made = as_deepspeed(phase, MachineConfig(sharding="optimizer", micro_batch_tokens=4096), 8)
+    assert (
+        made["train_batch_size"]
+        == 64
+        == made["train_micro_batch_size_per_gpu"] * made["gradient_accumulation_steps"] * 8
+    )
+    assert (made["train_micro_batch_size_per_gpu"], made["zero_optimization"]["stage"], made["gradient_clipping"]) == (
+        4,
+        2,
+        0.5,
+    )
+    with pytest.raises(UserError, match="64 列"):
+        as_deepspeed(phase, load_machine(None), 48)
+
+
+def test_a_wrong_launch_is_told() -> None:
+    assert not launched({}) and launched(FULL) and not launched({**FULL, "WORLD_SIZE": "1"})
+    with pytest.raises(UserError, match="MASTER_ADDR"):
+        launched({name: value for name, value in FULL.items() if name != "MASTER_ADDR"})
+    with pytest.raises(UserError, match="srun"):
+        launched({"SLURM_STEP_NUM_TASKS": "8"})
+    with pytest.raises(UserError, match="2 個行程"):
+        check_gpus(MachineConfig(), FULL, 1)
+    with pytest.raises(UserError, match="8 張卡"):
+        check_gpus(MachineConfig(gpu="h100", gpus=8), FULL, 2)
