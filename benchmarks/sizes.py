@@ -47,6 +47,7 @@ class Bench:
 
     def __init__(self, root: Path, texts: str | None, args: argparse.Namespace) -> None:
         self.root, self.args = root, args
+        torch.set_num_threads(args.threads)  # two that wait for each other are many times slower on a busy machine
         self.machine = MachineConfig(threads=args.threads, tensorboard=False, compile="off", checkpoint_every_s=1e9)
         self.phase = "pretrain" if texts else "sft"
         sets = ["corpus.held_out=0.1", "sft.held_out=0.1", 'sft.datasets=[{path="twllm:taiwan_facts"}]']

@@ -20,6 +20,7 @@ ALLOWED = {
     "serve": {"release", "train", "model", "tokens", "corpus", "feedback", "data", "artifact", "config", "errors"},
     "evaluate": {"synth", "serve", "train", "model", "tokens", "corpus", "data", "artifact", "config", "errors"},
     "synth": {"corpus", "tokens", "data", "artifact", "config", "errors"},
+    "draw": set(),
     "doctor": {"release", "serve", "feedback", "train", "tokens", "corpus", "artifact", "errors"},
     "release": {"recipe", "model", "tokens", "corpus", "data", "artifact", "config", "errors"},
 }

@@ -116,7 +116,7 @@ def phases(recipe: Recipe) -> Iterator[tuple[str, OptimConfig]]:
 
 def _check_phases(recipe: Recipe, where: Path) -> None:
     enabled = dict(phases(recipe))
-    if not enabled:
+    if not enabled and not (recipe.vision and recipe.base.model):
         raise UserError(
             "沒有任何訓練階段 (every phase is disabled)", where, "至少啟用 pretrain、sft、feedback 其中一個"
         )
@@ -147,6 +147,13 @@ def _check_paths(recipe: Recipe, missing: list[str] | None = None) -> None:
         if phase.enabled
         for d in phase.datasets
     ]
+    if vision := recipe.vision:
+        named = [phase for phase in (vision.encode, vision.align, vision.instruct) if phase and phase.enabled]
+        datasets += [d.path for phase in named for d in phase.datasets] + (
+            [vision.questions] if vision.questions else []
+        )
+        if vision.encoder and vision.encoder.startswith((".", "/")):
+            datasets.append(vision.encoder)
     for path in [
         *(source.path for source in recipe.corpus.sources),
         *datasets,

@@ -22,6 +22,7 @@ from twllm.synth.commands import app as synth_app
 from twllm.tokenizer_commands import app as tokenizer_app
 from twllm.train.launch import deepspeed_config, slurm
 from twllm.train.watch_commands import seen, watch
+from twllm.vision_commands import app as vision_app
 
 app = typer.Typer(
     name="twllm", no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
@@ -34,6 +35,7 @@ for name, sub in (
     ("corpus", corpus_app),
     ("tokenizer", tokenizer_app),
     ("model", model_app),
+    ("vision", vision_app),
     ("train", train_app),
 ):
     app.add_typer(sub, name=name)

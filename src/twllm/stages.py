@@ -67,9 +67,11 @@ def build_stages(loaded: Loaded) -> dict[str, Stage]:
     if recipe.vision:
         from twllm.vision_stages import add_vision
 
-        last["full"] = add_vision(recipe.vision, found, last["full"])
+        last["full"] = add_vision(recipe.vision, found, last["full"], recipe.base)
     found += [_evaluate_stage(recipe, variant, model, chain[variant]) for variant, model in last.items()]
-    sets = tuple(stage.name for stage in found if stage.name in ("corpus", "tokens-sft", "tokens-feedback"))
+    sets = tuple(
+        stage.name for stage in found if stage.name in ("corpus", "tokens-sft", "tokens-feedback", "align", "instruct")
+    )
     found.append(_release_stage(recipe, last["full"], sets))
     stages: dict[str, Stage] = {}
     for stage in found:
@@ -363,11 +365,19 @@ def _evaluate_stage(recipe: Recipe, variant: str, model: str, trained: list[str]
 
 
 def _release_stage(recipe: Recipe, model: str, data_sets: tuple[str, ...]) -> Stage:
+    gate = recipe.vision.gate if recipe.vision else None
+    seeing = ("evaluate-vision",) if gate is not None else ()
+
     def run(c: Context) -> Facts:
         from twllm.export import write_release
 
+        if recipe.vision and seeing:
+            from twllm.vision_stages import check_picture_gate
+
+            check_picture_gate(recipe.vision, c.inputs["evaluate-vision"])
         folders = [c.inputs[name] for name in data_sets]
         return write_release(recipe, c.inputs[model], c.inputs["evaluate-full"], c.out, folders)
 
-    config = {"name": recipe.name, "release": recipe.release.model_dump(mode="json")}
-    return Stage("model", (model, "evaluate-full", *data_sets), config, run)
+    config: Facts = {"name": recipe.name, "release": recipe.release.model_dump(mode="json")}
+    config |= {} if gate is None else {"picture_gate": gate}
+    return Stage("model", (model, "evaluate-full", *seeing, *data_sets), config, run)

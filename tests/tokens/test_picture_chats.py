@@ -111,6 +111,12 @@ def test_a_chat_without_pictures_is_as_before(seeing: ChatTokenizer, tiny_tokeni
     assert seeing_tokenizer(seeing).template == seeing.template
 
 
+def test_facts_of_many_wordings_go_along(folder: Path) -> None:
+    chats = read(folder, {"id": "f", "questions": ["最高的山？", "哪座山最高？"], "answer": "玉山。"})
+    assert [chat.messages[0]["content"] for chat in chats] == ["最高的山？", "哪座山最高？"]
+    assert next(read_picture_chats(DatasetConfig(path="twllm:taiwan_facts"))).pictures == ()
+
+
 def test_expand_counts() -> None:
     with pytest.raises(UserError, match="differ"):
         expand(Encoded([1, 9], [False, False]), 9, [])

@@ -24,13 +24,15 @@ def draw_set(out: Path, train: int, held_out: int, seed: int = 1) -> dict[str, A
     """Fill `out` with `images/`, `captions.jsonl`, `instruct.jsonl` and `held_out.jsonl`; returns counts."""
     (out / "images").mkdir(parents=True, exist_ok=True)
     rng = random.Random(seed)
-    captions, chats, questions = [], [], []
+    captions: list[dict[str, Any]] = []
+    chats: list[dict[str, Any]] = []
+    questions: list[dict[str, Any]] = []
     kept = list(_different(rng, held_out, set()))
     used = {drawn.content for drawn in kept if not drawn.content.startswith("sign")}
     for number, drawn in enumerate([*kept, *_different(rng, train, used)]):
         name = f"images/{number:06}.png"
         drawn.image.save(out / name)
-        facts = {"id": f"draw/{number:06}", "image": name, **FACTS}
+        facts: dict[str, Any] = {"id": f"draw/{number:06}", "image": name, **FACTS}
         if number < held_out:
             questions += [
                 {**facts, "id": f"{facts['id']}/{n}", "kind": kind, "question": question, "answer": answer}

@@ -18,9 +18,9 @@ def draw_bars(rng: random.Random) -> Drawn:
     pen.line([(6, base), (SIDE - 6, base)], 2, GREY)
     for n, (value, name) in enumerate(zip(values, names, strict=True)):
         x = 8 + step * (n + 0.5)
-        top = base - value * 14
+        top = base - value * 13.5
         pen.box(x - step * 0.32, top, x + step * 0.32, base, COLOURS[name])
-        pen.text(x, top - 13, str(value), 25, BLACK, bold=0.6)
+        pen.text(x, top - 13, str(value), 28, BLACK, bold=0.8)
         pen.text(x, base + 15, LETTERS[n], 25, BLACK, bold=0.6)
     high, low = values.index(max(values)), values.index(min(values))
     asked = rng.randrange(count)
@@ -45,11 +45,11 @@ def draw_line(rng: random.Random) -> Drawn:
     pen = Pen(WHITE)
     base, step = 162.0, 176 / count
     pen.line([(6, base), (SIDE - 6, base)], 2, GREY)
-    points = [(8 + step * (n + 0.5), base - value * 14) for n, value in enumerate(values)]
+    points = [(8 + step * (n + 0.5), base - value * 13.5) for n, value in enumerate(values)]
     pen.line(points, 4, COLOURS[name])
     for n, (x, y) in enumerate(points):
         pen.disc(x, y, 6, COLOURS[name])
-        pen.text(x, y - 19, str(values[n]), 25, BLACK, bold=0.6)
+        pen.text(x, y - 19, str(values[n]), 28, BLACK, bold=0.8)
         pen.text(x, base + 15, LETTERS[n], 25, BLACK, bold=0.6)
     asked = rng.randrange(count)
     trend = "上升" if rises else "下降"

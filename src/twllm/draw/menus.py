@@ -78,8 +78,8 @@ def draw_menu(rng: random.Random) -> Drawn:
     for n, (name, price) in enumerate(zip(names, prices, strict=True)):
         y = 14 + height * (n + 0.5)
         ITEMS[name](pen, 40, y)
-        pen.text(110, y, str(price), 34, BLACK, bold=1)
-        pen.han(163, y, "元", 26, BLACK)
+        pen.text(110, y, str(price), 44, BLACK, bold=1)
+        pen.han(166, y, "元", 26, BLACK)
     asked = rng.randrange(count)
     other = rng.choice([name for name in ITEMS if name not in names])
     sold = rng.random() < 0.5

@@ -22,10 +22,10 @@ LOOK = {
 def draw_sign(rng: random.Random) -> Drawn:
     """One sign somewhere near the middle."""
     pen = Pen(rng.choice(ROADSIDE))
-    r = rng.uniform(58, 72)
-    x, y = (SIDE / 2 + rng.uniform(-14, 14) for _ in range(2))
+    r = rng.uniform(66, 76)
+    x, y = (SIDE / 2 + rng.uniform(-5, 5) for _ in range(2))
     pen.line([(x, y), (x, SIDE)], 7, (128, 132, 136))
-    kind = rng.choices(["limit", "least", "no", "go", "warn", "other"], [5, 2, 3, 3, 3, 3])[0]
+    kind = rng.choices(["limit", "least", "no", "go", "warn", "other"], [9, 3, 3, 3, 3, 3])[0]
     name, family, more = {"limit": _limit, "least": _least, "no": _no, "go": _go, "warn": _warn, "other": _other}[kind](
         pen, rng, x, y, r
     )
@@ -51,7 +51,7 @@ def _ring(pen: Pen, x: float, y: float, r: float) -> None:
 def _limit(pen: Pen, rng: random.Random, x: float, y: float, r: float) -> Told:
     value = rng.choice(LIMITS)
     _ring(pen, x, y, r)
-    pen.text(x, y, str(value), r * (0.95 if value < 100 else 0.75), BLACK, bold=1.6)
+    pen.text(x, y, str(value), r * 0.8, BLACK, bold=1.6)
     asked = [("sign number", q, f"{value} 公里。") for q in ("這裡最快可以開多快？", "標誌上的數字是多少？")]
     return f"最高速限 {value} 公里", "prohibition", asked
 
@@ -59,7 +59,7 @@ def _limit(pen: Pen, rng: random.Random, x: float, y: float, r: float) -> Told:
 def _least(pen: Pen, rng: random.Random, x: float, y: float, r: float) -> Told:
     value = rng.choice(LEAST)
     pen.disc(x, y, r, BLUE)
-    pen.text(x, y - r * 0.08, str(value), r * 0.9, WHITE, bold=1.6)
+    pen.text(x, y - r * 0.08, str(value), r * 0.8, WHITE, bold=1.6)
     pen.line([(x - r * 0.45, y + r * 0.55), (x + r * 0.45, y + r * 0.55)], r * 0.09, WHITE)
     return f"最低速限 {value} 公里", "instruction", [("sign number", "標誌上的數字是多少？", f"{value} 公里。")]
 

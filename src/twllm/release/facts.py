@@ -21,6 +21,7 @@ from twllm.recipe import Recipe
 from twllm.tokens.contract import default_system, trained_fingerprint
 from twllm.tokens.tokenizer import ChatTokenizer
 
+DRAWN, DRAWN_LICENCE = "twllm:draw", "Apache-2.0"  # what draw/build.py makes
 KEY = "card"  # in the manifest's metrics
 
 
@@ -121,7 +122,9 @@ def _of_folder(folder: Path) -> dict[str, Any]:
 
 def _settings(recipe: Recipe) -> list[tuple[str, str]]:
     rows = []
-    for name, phase in (("pretrain", recipe.pretrain), ("sft", recipe.sft), ("feedback", recipe.feedback)):
+    seeing = [("align", recipe.vision.align), ("instruct", recipe.vision.instruct)] if recipe.vision else []
+    named = [("pretrain", recipe.pretrain), ("sft", recipe.sft), ("feedback", recipe.feedback), *seeing]
+    for name, phase in named:
         if phase.enabled:
             told = phase.model_dump(
                 mode="json", include={"method", "lr", "epochs", "max_tokens", "batch_tokens", "context", "seed"}
@@ -146,6 +149,25 @@ def data_uses(recipe: Recipe, manifests: Sequence[Mapping[str, Any]] = ()) -> li
             facts = metrics.get(f"tokens-{phase}", {}).get(f"{number:03}", {})
             counted = facts.get("licenses") or {dataset.license: 0}
             uses.append(DataUse(shown(dataset.path), phase, counted, facts.get("generators") or {}))
+    return uses + _picture_uses(recipe, metrics)
+
+
+def _picture_uses(recipe: Recipe, metrics: Mapping[str, Mapping[str, Any]]) -> list[DataUse]:
+    """What [vision] was made of: the encoder, and the pictures with their conversations."""
+    vision = recipe.vision
+    if vision is None:
+        return []
+    uses = []
+    if vision.encoder:
+        licence = vision.encoder_license or card_licence(vision.encoder, vision.revision)
+        uses.append(DataUse(shown(vision.encoder), "圖片編碼器 encoder", {licence: 0}))
+    for name, phase in (("align", vision.align), ("instruct", vision.instruct)):
+        facts = metrics.get(name, {}).get("datasets") or {}
+        drawn = [(DRAWN, DRAWN_LICENCE)] if vision.draw else []
+        named = [*drawn, *((shown(d.path), d.license) for d in phase.datasets)]
+        for number, (path, licence) in enumerate(named if phase.enabled else ()):
+            found = facts.get(f"{number:03}", {})
+            uses.append(DataUse(path, name, found.get("licenses") or {licence: 0}, found.get("generators") or {}))
     return uses
 
 

@@ -86,7 +86,7 @@ class TorchEngine(BatchingEngine):
             end_ids=end_ids(tokenizer, config),
         )
         super().__init__(
-            open_runner(self.model, slots=slots, kv_bytes=kv_bytes, embed=self.eyes and self.eyes.embed), facts
+            open_runner(self.model, slots=slots, kv_bytes=kv_bytes, embed=self.eyes.embed if self.eyes else None), facts
         )
         self._batch = threading.RLock()  # batches come one at a time
         self._packed: bool | None = None

@@ -2,7 +2,7 @@
 
 An engine turns prompt ids into events; text is cut, trimmed and stopped by `text.AnswerText`, ids are drawn by
 `sampler`, so that engines differ in speed and not in meaning. Torch is not imported here.
-Several answers per request are several requests. Not covered: images.
+Several answers per request are several requests. Pictures in prompts are ids, too (engines/pictures.py).
 """
 
 import hashlib

@@ -16,7 +16,7 @@ from typing import Any
 from twllm.corpus.rows import BrokenRow
 from twllm.errors import UserError
 from twllm.tokens.config import DatasetConfig
-from twllm.tokens.conversation import Conversation, Tally, list_files
+from twllm.tokens.conversation import Conversation, Tally, conversations_of, list_files
 from twllm.tokens.conversation import conversation_of as text_conversation
 from twllm.tokens.picture_template import IMAGE, expand
 from twllm.tokens.pictures import BadPicture, read_picture
@@ -69,17 +69,26 @@ def read_picture_chats(
                     raise broken_error(file, place, row, may_skip=True)
                 tally.skip(row.reason, where)
                 continue
-            try:
-                chat = _chat(row, dataset, tally, where, file.parent)
-                if chat is not None and check:
-                    chat.open()
-            except (BadPicture, _BadCount) as error:
-                if dataset.on_broken == "stop":
-                    raise UserError(error.what, where, f'{error.fix}；或設 on_broken = "skip"') from error
-                tally.skip("picture_count" if isinstance(error, _BadCount) else "bad_picture", where)
-                continue
-            if chat is not None:
-                yield chat
+            for item in conversations_of(row):
+                chat = _read(item, dataset, tally, where, file.parent, check)
+                if chat is not None:
+                    yield chat
+
+
+def _read(
+    row: Mapping[str, Any], dataset: DatasetConfig, tally: Tally, where: str, root: Path, check: bool
+) -> PictureChat | None:
+    """The chat of a row, None where it is left out and counted."""
+    try:
+        chat = _chat(row, dataset, tally, where, root)
+        if chat is not None and check:
+            chat.open()
+        return chat
+    except (BadPicture, _BadCount) as error:
+        if dataset.on_broken == "stop":
+            raise UserError(error.what, where, f'{error.fix}；或設 on_broken = "skip"') from error
+        tally.skip("picture_count" if isinstance(error, _BadCount) else "bad_picture", where)
+        return None
 
 
 class _BadCount(UserError):

@@ -102,9 +102,9 @@ def open_picture(data: bytes, where: str, limits: PictureLimits = LIMITS) -> "Im
                 raise BadPicture(what, where, f"最多 {limits.max_pixels:,} 像素、邊長 {limits.max_side:,}；先縮小")
             picture.draft("RGB", (MAX_SIDE, MAX_SIDE))  # a JPEG is read smaller, which is faster
             picture.load()
-            picture = ImageOps.exif_transpose(picture)
-            picture.thumbnail((MAX_SIDE, MAX_SIDE))
-            return _rgb(picture)
+            turned = ImageOps.exif_transpose(picture)
+            turned.thumbnail((MAX_SIDE, MAX_SIDE))
+            return _rgb(turned)
     except UnidentifiedImageError as error:
         known = "、".join(FORMATS)
         raise BadPicture("不是認得的圖片 (not a picture we know)", where, f"用 {known} 格式") from error

@@ -16,13 +16,16 @@ class PicturePhaseConfig(OptimConfig):
 
     train: tuple[Part, ...] = Field(("projector",), description="parts that learn; the others stay as they are")
     datasets: tuple[DatasetConfig, ...] = Field(
-        (), description="conversations with pictures (docs/vision.md); none: those that [vision.draw] makes"
+        (),
+        description="conversations with pictures, or without; those that [vision.draw] makes come first (docs/vision.md)",
     )
 
     @model_validator(mode="after")
     def _something_learns(self) -> "PicturePhaseConfig":
         if not self.train:
             raise ValueError("train is empty: nothing would learn")
+        if self.batch_tokens < self.context:
+            raise ValueError(f"batch_tokens {self.batch_tokens} is less than one row (context {self.context})")
         if len(set(self.train)) < len(self.train):
             raise ValueError("train names a part twice")
         for key in ("lora", "forgetting", "patience"):
@@ -46,6 +49,7 @@ class VisionConfig(Config):
 
     encoder: str | None = Field(None, description="CLIP or SigLIP: a Hugging Face folder, or a name on the hub")
     revision: str | None = Field(None, description="hub revision of the encoder")
+    encoder_license: str = Field("", description="licence of the encoder where its card does not say")
     size: str | None = Field(None, description="an encoder from scratch instead: tiny")
     layer: int = Field(-2, description="whose layer's features are taken: -1 the last, -2 as LLaVA")
     multiple: int = Field(1, ge=1, description="the vocabulary, now with <image>, is filled up to a multiple of it")
@@ -71,8 +75,8 @@ class VisionConfig(Config):
     def _one_encoder(self) -> "VisionConfig":
         if (self.encoder is None) == (self.size is None):
             raise ValueError("give encoder or size, exactly one of them")
-        if self.size and self.revision:
-            raise ValueError("revision would be ignored with size")
+        if self.size and (self.revision or self.encoder_license):
+            raise ValueError("revision and encoder_license would be ignored with size")
         if self.encoder and self.encode:
             raise ValueError("encode would be ignored with encoder: it is for an encoder from scratch (size)")
         if self.size and not self.encode and "encoder" not in self.align.train:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from twllm.artifact import fingerprint, write_folder, write_json
+from twllm.errors import UserError
 from twllm.tokens.build import check_licences, data_facts
 from twllm.tokens.config import DatasetConfig
 from twllm.tokens.conversation import Tally
@@ -81,11 +82,20 @@ def train_pictures(
     """
     from twllm.model.build import weights_fingerprint
     from twllm.model.vision import picture_processor
+    from twllm.train.distributed import launched
     from twllm.train.loop import Trainer
+    from twllm.train.observer import keep_logs
     from twllm.train.pictures import BagObjective, CaptionTokens, PictureObjective, choose_parts, load_picture_data
-    from twllm.train.watch import plot_loss, read_metrics
 
+    if launched():
+        raise UserError(
+            "圖片訓練還不能分給多個行程 (one process only)", f"vision.{name}", "不用 torchrun，直接 twllm run"
+        )
     model, tokenizer, prepared = start
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", phase.context)
+    if phase.context > positions:
+        what = f"{name}.context {phase.context} 超過模型的 {positions} (longer than the model's positions)"
+        raise UserError(what, f"vision.{name}.context", f"降到 {positions} 以下")
     facts = tokenize_pictures(work / "tokens", datasets, tokenizer, phase.context, int(model.config.image_seq_length))
     processor = picture_processor(model, prepared)
     weights = [dataset.weight for dataset in datasets]
@@ -102,9 +112,7 @@ def train_pictures(
         save_encoder(model, prepared, out)
     else:
         save_seeing(model, tokenizer, prepared, out)
-    rows = read_metrics(work / "metrics.jsonl")
-    (out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    plot_loss(rows, out / "loss.png", name)
+    keep_logs(work, out, name)
     return {
         **metrics,
         "datasets": facts,
