@@ -194,7 +194,12 @@ def test_every_kind_of_file_gives_the_same(tmp_path: Path) -> None:
         ("x.jsonl", b"[1]\n", "not an object", "broken_line"),
         ("x.json", b"{bad", "not a JSON list", "broken_file"),
         ("x.json", b'[{"question": "a", "answer": "b"}, 3]', "not an object", "broken_line"),
-        ("x.jsonl.gz", gzip.compress(b'{"question": "a", "answer": "b"}\n' * 999, mtime=0)[:60], "damaged file", "broken_file"),
+        (
+            "x.jsonl.gz",
+            gzip.compress(b'{"question": "a", "answer": "b"}\n' * 999, mtime=0)[:60],
+            "damaged file",
+            "broken_file",
+        ),
         ("x.jsonl.zst", zstandard.compress(b'{"question": "a", "answer": "b"}\n')[:-4], "damaged file", "broken_file"),
         ("x.parquet", b"PAR1", "damaged parquet", "broken_file"),
         ("x.csv", "問題,答案\n好,吧,啊\n".encode(), "more cells", "broken_line"),
