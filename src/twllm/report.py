@@ -119,14 +119,14 @@ def _plot_losses(recipe: Recipe, out: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from twllm.train.watch import read_metrics
+    from twllm.train.rows import read_rows
 
     names = [n for n in ("pretrain", "sft", "feedback") if (out / n / "metrics.jsonl").exists()]
     figure = Figure(figsize=(4.2 * max(1, len(names)), 3.4), layout="constrained")
     FigureCanvasAgg(figure)
     for i, name in enumerate(names):
         axes = figure.add_subplot(1, len(names), i + 1)
-        rows = read_metrics(out / name / "metrics.jsonl")
+        rows = read_rows(out / name / "metrics.jsonl")
         for key, label, style in (("loss", "training", "-"), ("held_out_loss", "held out", "o-")):
             points = [(r["step"], r[key]) for r in rows if key in r]
             if points:

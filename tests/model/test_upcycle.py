@@ -122,7 +122,7 @@ def train(folder: Path, work: Path, balance: float) -> tuple[PreTrainedModel, li
     from twllm.train.config import MachineConfig, SftConfig
     from twllm.train.data import PackedData
     from twllm.train.loop import Trainer
-    from twllm.train.watch import read_metrics
+    from twllm.train.rows import read_rows
 
     write_shard(
         work / "shard",
@@ -137,7 +137,7 @@ def train(folder: Path, work: Path, balance: float) -> tuple[PreTrainedModel, li
     model.config.router_aux_loss_coef = balance
     trainer = Trainer("sft", model, data, config, machine, work, held_out=data)
     facts = trainer.run()
-    return trainer.model, read_metrics(work / "metrics.jsonl"), facts["held_out_loss"]
+    return trainer.model, read_rows(work / "metrics.jsonl"), facts["held_out_loss"]
 
 
 def test_training_lowers_the_loss_and_spreads_tokens(tmp_path: Path, tiny_tokenizer: ChatTokenizer) -> None:

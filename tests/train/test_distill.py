@@ -20,8 +20,8 @@ from twllm.train.config import SftConfig
 from twllm.train.data import Batch
 from twllm.train.distill import DistillObjective, load_teacher
 from twllm.train.loop import Trainer
+from twllm.train.rows import read_rows
 from twllm.train.teacher_config import TeacherConfig
-from twllm.train.watch import read_metrics
 
 Make = Callable[..., Trainer]
 
@@ -119,7 +119,7 @@ def test_it_learns_the_teachers_distribution(make_trainer: Make, tmp_path: Path)
     alone = distilled(make_trainer, tmp_path / "b", weight=1e-9, temperature=1.0)
     before = weights_fingerprint(make_teacher().state_dict())
     with_teacher.run(), alone.run()
-    ends = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("a", "b")]
+    ends = [read_rows(tmp_path / name / "metrics.jsonl") for name in ("a", "b")]
     first, last = ends[0][1]["divergence"], ends[0][-1]["divergence"]
     assert last < 0.8 * first and last < 0.7 * ends[1][-1]["divergence"]
     assert ends[1][-1]["cross_entropy"] < ends[0][-1]["cross_entropy"]

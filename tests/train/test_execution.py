@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 from transformers import PreTrainedModel
 
+from tests.train.test_loop import run_and_kill
 from twllm.errors import UserError
 from twllm.model.build import load, weights_fingerprint
 from twllm.tokens.shards import TokenShard, write_shard
@@ -108,29 +109,17 @@ def test_traced_regions_equal_transformers(
 def test_compiled_run_resumes_bit_for_bit(tiny_checkpoint: Path, shard: TokenShard, tmp_path: Path) -> None:
     from twllm.train.config import SftConfig
 
-    def run(work: str, stop: int | None = None) -> Trainer:
+    def trainer(work: str) -> Trainer:
         config = SftConfig(lr=1e-2, batch_tokens=128, context=64, seed=5)
         machine = MachineConfig(threads=1, compile="on", tensorboard=False, checkpoint_every_s=1e-9)
         data = PackedData([shard], [1.0], 64, 5)
-        trainer = Trainer("sft", load(tiny_checkpoint), data, config, machine, tmp_path / work, held_out=data)
-        ordinary = trainer.train_step
+        return Trainer("sft", load(tiny_checkpoint), data, config, machine, tmp_path / work, held_out=data)
 
-        def step(number: int) -> dict[str, float]:
-            if number == stop:
-                raise KeyboardInterrupt
-            return ordinary(number)
-
-        trainer.train_step = step  # type: ignore[method-assign]
-        if stop is None:
-            trainer.run()
-        else:
-            with pytest.raises(KeyboardInterrupt):
-                trainer.run()
-        return trainer
-
-    whole = run("whole")
-    run("parts", stop=3)
-    resumed = run("parts")
+    whole = trainer("whole")
+    whole.run()
+    run_and_kill(trainer("parts"), 3)
+    resumed = trainer("parts")
+    resumed.run()
     assert weights_fingerprint(resumed.model.state_dict()) == weights_fingerprint(whole.model.state_dict())
 
 

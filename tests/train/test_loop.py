@@ -13,8 +13,9 @@ from twllm.model.build import weights_fingerprint
 from twllm.train.config import OptimConfig
 from twllm.train.loop import Trainer
 from twllm.train.optim import learning_rate
+from twllm.train.rows import read_rows
 from twllm.train.state import list_states
-from twllm.train.watch import plot_loss, read_metrics
+from twllm.train.watch import plot_loss
 
 Make = Callable[..., Trainer]
 
@@ -40,7 +41,7 @@ def run_and_kill(trainer: Trainer, after: int) -> None:
 def test_it_learns_and_logs(make_trainer: Make, tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path / "w")
     metrics = trainer.run()
-    rows = read_metrics(tmp_path / "w" / "metrics.jsonl")
+    rows = read_rows(tmp_path / "w" / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(trainer.plan.steps + 1))  # step 0: held-out loss before training
     assert metrics["held_out_loss"] < rows[0]["held_out_loss"] - 0.5
     assert metrics["tokens"] == trainer.plan.steps * 128
@@ -56,7 +57,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(make_trainer: Make, tmp_path: 
     resumed = make_trainer(tmp_path / "w", checkpoint_every_s=1e-9)
     assert resumed.run()["resumed_at"] == after
     assert weights_fingerprint(resumed.model.state_dict()) == weights_fingerprint(whole.model.state_dict())
-    losses = [[row.get("loss") for row in read_metrics(tmp_path / w / "metrics.jsonl")] for w in ("whole", "w")]
+    losses = [[row.get("loss") for row in read_rows(tmp_path / w / "metrics.jsonl")] for w in ("whole", "w")]
     assert losses[0] == losses[1]
 
 
@@ -65,7 +66,7 @@ def test_a_lost_tail_of_steps_is_repeated_not_counted_twice(make_trainer: Make, 
     stale = tmp_path / "w" / "metrics.jsonl"
     stale.write_text(stale.read_text() + json.dumps({"step": 6, "loss": 99.0}) + "\n" + '{"step": 7, "lo')
     make_trainer(tmp_path / "w").run()
-    rows = read_metrics(stale)
+    rows = read_rows(stale)
     assert [row["step"] for row in rows] == list(range(len(rows))) and max(row.get("loss", 0) for row in rows) < 99
 
 

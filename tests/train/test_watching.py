@@ -16,15 +16,16 @@ from twllm.errors import UserError
 from twllm.model.build import load, weights_fingerprint
 from twllm.tokens.shards import TokenShard, write_shard
 from twllm.tokens.tokenizer import ChatTokenizer
-from twllm.train.alarms import SpikeDetector, guilty, read_alarms, robust_z
+from twllm.train.alarms import SpikeDetector, guilty, robust_z
 from twllm.train.config import MachineConfig, PretrainConfig
 from twllm.train.data import PackedData
 from twllm.train.live import View, clock, draw, facts_line, sparkline
 from twllm.train.loop import Trainer
 from twllm.train.observer import Observer, keep_logs, model_flops_per_token
 from twllm.train.plots import plot_training
+from twllm.train.rows import read_rows
 from twllm.train.trackers import Trackers, open_trackers
-from twllm.train.watch import Watcher, read_metrics
+from twllm.train.watch import Watcher
 from twllm.train.watch_config import WatchConfig
 
 MACHINE = MachineConfig(threads=1, precision="fp32", tensorboard=False, device="cpu", compile="off")
@@ -61,9 +62,9 @@ def make(tiny_checkpoint: Path, tmp_path: Path) -> Make:
 
 def test_planted_document_is_named_and_a_clean_run_is_quiet(make: Make, tmp_path: Path) -> None:
     make("clean").run()
-    assert read_alarms(tmp_path / "clean" / "alarms.jsonl") == []
+    assert read_rows(tmp_path / "clean" / "alarms.jsonl") == []
     make("bad", bad=True).run()
-    alarms = read_alarms(tmp_path / "bad" / "alarms.jsonl")
+    alarms = read_rows(tmp_path / "bad" / "alarms.jsonl")
     assert alarms and all(alarm["documents"][0]["document"] == "壞文件" for alarm in alarms)
     first = alarms[0]
     assert first["documents"][0]["shard"] == "shard-True" and first["documents"][0]["loss"] > first["usual"] + 1
@@ -76,9 +77,9 @@ def test_watching_leaves_the_weights_alone(make: Make, tmp_path: Path) -> None:
     watched = make("watched", bad=True, watch={"prompts": ["台灣"], "sample_every": 7, "sample_tokens": 5}, steps=30)
     watched.run()
     assert weights_fingerprint(plain.model.state_dict()) == weights_fingerprint(watched.model.state_dict())
-    samples = read_alarms(tmp_path / "watched" / "samples.jsonl")
+    samples = read_rows(tmp_path / "watched" / "samples.jsonl")
     assert [row["step"] for row in samples] == [7, 14, 21, 28] and all(row["prompt"] == "台灣" for row in samples)
-    assert read_metrics(tmp_path / "watched" / "metrics.jsonl")[-1]["mfu"] > 0
+    assert read_rows(tmp_path / "watched" / "metrics.jsonl")[-1]["mfu"] > 0
 
 
 def test_samples_are_what_the_model_would_say(make: Make, tiny_checkpoint: Path) -> None:
@@ -105,8 +106,8 @@ def test_resume_cuts_what_was_lost(make: Make, tmp_path: Path) -> None:
     )
     assert trainer.observer and trainer.observer.detector
     trainer.observer.begin(5)
-    assert [row["step"] for row in read_alarms(tmp_path / "resumed" / "samples.jsonl")] == [3]
-    assert [row["step"] for row in read_alarms(tmp_path / "resumed" / "alarms.jsonl")] == [3]
+    assert [row["step"] for row in read_rows(tmp_path / "resumed" / "samples.jsonl")] == [3]
+    assert [row["step"] for row in read_rows(tmp_path / "resumed" / "alarms.jsonl")] == [3]
     assert list(trainer.observer.detector.losses) == [2.0] * 5
 
 

@@ -85,19 +85,28 @@ def read_dataset(dataset: DatasetConfig, tally: Tally | None = None) -> Iterator
         UserError: no such source, or (unless `on_broken = "skip"`) a row that is no conversation; file and line are named.
     """
     tally = Tally() if tally is None else tally
+    for file, place, item in unread_conversations(dataset, tally):
+        found = conversation_of(item, dataset, tally, f"{file}:{place}")
+        if found is not None:
+            yield found
+
+
+def unread_conversations(dataset: DatasetConfig, tally: Tally) -> Iterator[tuple[Path, str, Mapping[str, Any]]]:
+    """(file, place, conversation as it stands there) of a data set, in file order; broken rows are counted.
+
+    Raises:
+        UserError: no such source, or (unless `on_broken = "skip"`) a broken row.
+    """
     for file in list_files(dataset.path, dataset.format):
         for place, row in rows_of(file, dataset, tally):
             tally.rows += 1
-            where = f"{file}:{place}"
             if isinstance(row, BrokenRow):
                 if dataset.on_broken == "stop":
                     raise broken_error(file, place, row, may_skip=True)
-                tally.skip(row.reason, where)
+                tally.skip(row.reason, f"{file}:{place}")
                 continue
             for item in conversations_of(row):
-                found = conversation_of(item, dataset, tally, where)
-                if found is not None:
-                    yield found
+                yield file, place, item
 
 
 def rows_of(file: Path, dataset: DatasetConfig, tally: Tally) -> Iterator[tuple[str, dict[str, Any] | BrokenRow]]:

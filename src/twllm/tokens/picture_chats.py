@@ -13,14 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from twllm.corpus.rows import BrokenRow
 from twllm.errors import UserError
 from twllm.tokens.config import DatasetConfig
-from twllm.tokens.conversation import Conversation, Tally, conversations_of, list_files
+from twllm.tokens.conversation import Conversation, Tally, unread_conversations
 from twllm.tokens.conversation import conversation_of as text_conversation
 from twllm.tokens.picture_template import IMAGE, expand
 from twllm.tokens.pictures import BadPicture, read_picture
-from twllm.tokens.rows import broken_error
 from twllm.tokens.shards import write_shard
 from twllm.tokens.tokenizer import ChatTokenizer
 
@@ -57,22 +55,11 @@ def read_picture_chats(
         UserError: as `read_dataset`; also pictures that cannot be used, or another number of them than of places (with
             `on_broken = "skip"` such a row is counted as bad_picture or picture_count).
     """
-    from twllm.tokens.conversation import rows_of
-
     tally = Tally() if tally is None else tally
-    for file in list_files(dataset.path, dataset.format):
-        for place, row in rows_of(file, dataset, tally):
-            tally.rows += 1
-            where = f"{file}:{place}"
-            if isinstance(row, BrokenRow):
-                if dataset.on_broken == "stop":
-                    raise broken_error(file, place, row, may_skip=True)
-                tally.skip(row.reason, where)
-                continue
-            for item in conversations_of(row):
-                chat = _read(item, dataset, tally, where, file.parent, check)
-                if chat is not None:
-                    yield chat
+    for file, place, item in unread_conversations(dataset, tally):
+        chat = _read(item, dataset, tally, f"{file}:{place}", file.parent, check)
+        if chat is not None:
+            yield chat
 
 
 def _read(

@@ -15,10 +15,8 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from twllm.train.data import PackedData
+from twllm.train.rows import cut_rows
 
 WINDOW, RECENT = 128, 16  # values that the scale and the usual height are taken from; chosen, not tuned
 LEAST = 20  # before so many are known nothing is judged
@@ -126,34 +124,6 @@ class AlarmLog:
             stream.write(json.dumps(asdict(alarm), ensure_ascii=False) + "\n")
 
 
-def cut_rows(file: Path, step: int) -> None:
-    """Leave out the lines of steps after `step`."""
-    from twllm.artifact import write_text
-
-    if file.exists():
-        kept = [row for row in read_alarms(file) if row["step"] <= step]
-        write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
-
-
-def read_alarms(file: Path) -> list[dict[str, Any]]:
-    """Whole lines of alarms.jsonl (and of samples.jsonl)."""
-    rows = []
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
-
-
 def as_suspects(rows: Sequence[tuple[int, float, int]], name_of: Callable[[int], tuple[str, str]]) -> list[Suspect]:
     """With names, at most SHOWN."""
     return [Suspect(*name_of(document), round(loss, 4), tokens) for document, loss, tokens in rows[:SHOWN]]
-
-
-def document_name(data: "PackedData", document: int) -> tuple[str, str]:
-    """(shard, document) of a document's number."""
-    import numpy as np
-
-    shard = int(np.searchsorted(data.first, document, "right")) - 1
-    return data.shards[shard].folder.name, str(data.shards[shard].name(document - int(data.first[shard])))

@@ -126,10 +126,10 @@ class PackedData:
     def _read(self, piece: Piece) -> tuple[np.ndarray, np.ndarray]:
         """Ids and loss mask of a piece, with one token more where the document goes on (it is the last label)."""
         document, start, length = piece
-        shard = int(np.searchsorted(self.first, document, "right")) - 1
-        low, high = self.shards[shard].offsets[document - self.first[shard] :][:2]
+        shard, number = self._place(document)
+        low, high = shard.offsets[number:][:2]
         begin, end = int(low) + start, min(int(low) + start + length + 1, int(high))
-        return np.asarray(self.shards[shard].ids[begin:end], np.int64), self.shards[shard].mask(begin, end)
+        return np.asarray(shard.ids[begin:end], np.int64), shard.mask(begin, end)
 
     def batch(self, rows: Sequence[Row]) -> Batch:
         """Tensors of these rows."""
@@ -159,13 +159,17 @@ class PackedData:
     def names(self, rows: Sequence[Row]) -> list[str]:
         """`shard: document` of the documents in these rows, for messages."""
         documents = sorted({piece[0] for row in rows for piece in row.pieces})
-        found = []
-        for document in documents:
-            shard = int(np.searchsorted(self.first, document, "right")) - 1
-            found.append(
-                f"{self.shards[shard].folder.name}: {self.shards[shard].name(document - int(self.first[shard]))}"
-            )
-        return found
+        return [": ".join(self.document_name(document)) for document in documents]
+
+    def document_name(self, document: int) -> tuple[str, str]:
+        """(shard, document) of a document's number."""
+        shard, number = self._place(document)
+        return shard.folder.name, str(shard.name(number))
+
+    def _place(self, document: int) -> tuple[TokenShard, int]:
+        """The shard of a document, and its number there."""
+        shard = int(np.searchsorted(self.first, document, "right")) - 1
+        return self.shards[shard], document - int(self.first[shard])
 
     @property
     def waste(self) -> float:

@@ -16,13 +16,14 @@ import torch
 
 from twllm.model.sizes import Size, train_flops_per_token
 from twllm.train import distributed
-from twllm.train.alarms import Alarm, AlarmLog, SpikeDetector, as_suspects, document_name, guilty, read_alarms
+from twllm.train.alarms import Alarm, AlarmLog, SpikeDetector, as_suspects, guilty
 from twllm.train.ledger import NAME as LEDGER
 from twllm.train.machine import peak_tflops
 from twllm.train.parallel import inside
 from twllm.train.plots import plot_training
+from twllm.train.rows import read_rows
 from twllm.train.samples import SampleLog, Sampler
-from twllm.train.watch import NoWatcher, Watcher, plot_loss, read_metrics
+from twllm.train.watch import NoWatcher, Watcher, plot_loss
 from twllm.train.watch_config import WatchConfig
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class Observer:
         cut = step if distributed.is_main() else None
         self.alarm_log, self.sample_log = AlarmLog(work / "alarms.jsonl", cut), SampleLog(work / "samples.jsonl", cut)
         if self.detector:
-            for row in read_metrics(work / "metrics.jsonl"):
+            for row in read_rows(work / "metrics.jsonl"):
                 if 0 < row["step"] <= step and "loss" in row:
                     self.detector.remember([row["loss"]], row.get("grad_norm", 0.0))
 
@@ -90,7 +91,7 @@ class Observer:
         if not found and z < self.detector.limit:
             return  # the norm swung, or another process has something; no document here is odd
         named = found or sorted(documents, key=lambda row: -row[1] * row[2])[:3]
-        suspects = as_suspects(named, lambda number: document_name(self.trainer.data, number))
+        suspects = as_suspects(named, self.trainer.data.document_name)
         usual = median(recent)
         alarm = Alarm(
             step, round(max(losses, default=usual), 4), round(usual, 4), round(z, 1), round(norm, 4), suspects
@@ -154,7 +155,7 @@ def anyone(flag: bool) -> bool:
 
 def keep_logs(work: Path, out: Path, name: str) -> None:
     """A phase's logs beside its checkpoint, with `loss.png` and `training.png`."""
-    rows, alarms = read_metrics(work / "metrics.jsonl"), read_alarms(work / "alarms.jsonl")
+    rows, alarms = read_rows(work / "metrics.jsonl"), read_rows(work / "alarms.jsonl")
     (out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     for log in ("alarms.jsonl", "samples.jsonl", LEDGER):
         if (work / log).is_file():

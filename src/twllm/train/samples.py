@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from twllm.train.alarms import cut_rows
 from twllm.train.data import Batch
 from twllm.train.loss import hidden_states
 from twllm.train.parallel import inside
+from twllm.train.rows import cut_rows
 from twllm.train.watch_config import WatchConfig
 
 if TYPE_CHECKING:

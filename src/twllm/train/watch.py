@@ -16,8 +16,9 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 
-from twllm.artifact import write_json, write_text
+from twllm.artifact import write_json
 from twllm.train.live import View, clock, draw, facts_line
+from twllm.train.rows import cut_rows
 from twllm.train.trackers import open_trackers
 from twllm.train.watch_config import WatchConfig
 
@@ -39,8 +40,7 @@ class Watcher:
     ) -> None:  # fmt: skip
         folder.mkdir(parents=True, exist_ok=True)
         self.file = folder / "metrics.jsonl"
-        kept = [row for row in read_metrics(self.file) if row["step"] <= step]
-        write_text(self.file, "".join(json.dumps(row) + "\n" for row in kept))
+        kept = cut_rows(self.file, step)
         write_json(folder / FACTS, {"name": name, "steps": steps})
         self._stream = self.file.open("a", encoding="utf-8")
         self._trackers = open_trackers(folder, name, step, tensorboard, watch)
@@ -137,17 +137,6 @@ def peak_memory_gib() -> float:
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         return float(torch.cuda.max_memory_allocated() / 2**30)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """Rows of a metrics.jsonl; a last line cut by a crash is left out."""
-    rows = []
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
 
 
 def plot_loss(metrics: list[dict[str, Any]], target: Path, title: str) -> None:

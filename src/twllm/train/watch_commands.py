@@ -29,13 +29,11 @@ def watch(
 
     from twllm.train.live import draw
     from twllm.train.plots import plot_training
-    from twllm.train.watch import read_metrics
+    from twllm.train.rows import read_rows
 
     folder = find_phase(run, phase)
     if plot:
-        from twllm.train.alarms import read_alarms
-
-        plot_training(read_metrics(folder / "metrics.jsonl"), read_alarms(folder / "alarms.jsonl"), plot, str(run))
+        plot_training(read_rows(folder / "metrics.jsonl"), read_rows(folder / "alarms.jsonl"), plot, str(run))
     console = Console(highlight=False)
     if once or not console.is_terminal:
         console.print(draw(read_view(folder)))
@@ -90,21 +88,21 @@ def find_phase(run: Path, phase: str | None) -> Path:
 
 def read_view(folder: Path) -> "View":
     """What the files say."""
-    from twllm.train.alarms import read_alarms
     from twllm.train.live import View
-    from twllm.train.watch import FACTS, read_metrics
+    from twllm.train.rows import read_rows
+    from twllm.train.watch import FACTS
 
-    rows = read_metrics(folder / "metrics.jsonl")
+    rows = read_rows(folder / "metrics.jsonl")
     facts = {"name": folder.name, "steps": max((row["step"] for row in rows), default=0)}
     if (folder / FACTS).is_file():
         facts |= json.loads((folder / FACTS).read_text(encoding="utf-8"))
     view = View(str(facts["name"]), int(facts["steps"]))
     view.rows += rows
-    samples = read_alarms(folder / "samples.jsonl")
+    samples = read_rows(folder / "samples.jsonl")
     view.samples = [row for row in samples if row["step"] == samples[-1]["step"]]
     view.alarms = [
         f"第 {a['step']} 步 {a['loss']:.2f}（平常 {a['usual']:.2f}）："
         + "、".join(f"{d['shard']} 的 {d['document']}" for d in a["documents"][:3])
-        for a in read_alarms(folder / "alarms.jsonl")
+        for a in read_rows(folder / "alarms.jsonl")
     ]
     return view
