@@ -88,7 +88,7 @@ def prompts(count: int, seed: int) -> list[list[int]]:
 
 def measure(engine: Any, streams: int, seed: int) -> tuple[float, float]:
     """(tokens/s of all streams between the last first id and the first end, seconds to the last first id)."""
-    from twllm.serve.generation import Sampling, TokenEvent
+    from twllm.serve.engines.interface import Sampling, TokenEvent
 
     times: list[list[float]] = [[] for _ in range(streams)]
     left = threading.Semaphore(0)

@@ -113,7 +113,7 @@ def lm_task(name: str, rows: list[dict[str, Any]], config: dict[str, Any]) -> An
 def choice_tasks(choices: dict[Any, list[Any]], tokenizer: Any, way: str) -> list[Any]:
     """lm-eval's multiple choice over the same ids: plain text, or the chat as rendered and the template's space before a letter."""
     from twllm.evaluate.kinds.likelihood import question_of
-    from twllm.serve.text import answer_lead
+    from twllm.serve.engines.decoding.text import answer_lead
 
     def text(question: Any) -> str:
         chat = [{"role": "user", "content": question.prompt}]

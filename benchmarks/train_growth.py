@@ -83,24 +83,30 @@ def growth(folder: Path, rows: dict[str, str], base: dict[str, Any], args: Any) 
 
 
 def draw(found: list[dict[str, Any]]) -> None:
-    """Speed and peak memory against the context, a line for each model and kind of document."""
+    """Speed, share of the peak and memory against the context, a line for each model and kind of document."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
-    speed, memory = figure.subplots(1, 2)
-    for model in MODELS:
+    speed, share, memory = figure.subplots(1, 3)
+    for colour, model in zip(("tab:blue", "tab:orange"), MODELS, strict=True):
         for kind, style in (("short", "o-"), ("long", "s--")):
             points = [row for row in found if row["model"] == model and row["documents"] == kind]
-            contexts = [row["context"] for row in points]
-            speed.plot(contexts, [row["turn"]["tok_s"] for row in points], style, label=f"{model}, {kind} documents")
-            memory.plot(contexts, [row["turn"]["peak_bytes"] / 1e9 for row in points], style)
-    for axes, label in ((speed, "tokens/s"), (memory, "peak memory, GB")):
-        axes.set(xscale="log", xlabel="context (tokens a row)", ylabel=label, ylim=(0, None))
-        axes.set_xticks(CONTEXTS, [str(c) for c in CONTEXTS])
+            contexts, turns = [row["context"] for row in points], [row["turn"] for row in points]
+            label = f"{model}, " + ("short paragraphs packed" if kind == "short" else "documents as long as a row")
+            speed.plot(contexts, [turn["tok_s"] for turn in turns], style, color=colour, label=label)
+            share.plot(contexts, [100 * turn["share"] for turn in turns], style, color=colour)
+            memory.plot(contexts, [turn["peak_bytes"] / 1e9 for turn in turns], style, color=colour)
+    titles = ((speed, "tokens / s"), (share, "share of the matrix peak, %"), (memory, "peak memory, GB"))
+    for axes, title in titles:
+        axes.set(xscale="log", xlabel="context (tokens a row)", title=title, ylim=(0, None))
+        axes.set_xticks(CONTEXTS, [f"{c:,}" for c in CONTEXTS])
+        axes.minorticks_off()
         axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
     speed.set(yscale="log", ylim=(None, None))
-    speed.legend(fontsize=8)
+    speed.yaxis.set_major_formatter("{x:,.0f}")
+    figure.legend(*speed.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     PICTURE.parent.mkdir(exist_ok=True)
     figure.savefig(PICTURE, dpi=120)

@@ -2,14 +2,13 @@
 
     python benchmarks/train_peers.py JOB.json     # in the peer's environment; nothing of twllm is imported
 
-JOB.json: peer ("trl" or "llamafactory"), checkpoint, rows (a JSON-lines file of {"messages": …} or {"text": …}), context, lr, threads,
+JOB.json: peer ("trl", "llamafactory" or "axolotl"), checkpoint, rows (a JSON-lines file of {"messages": …} or {"text": …}), context, lr, threads,
 settings (over the trainer's own defaults). Then a number a line on stdin = that many optimizer steps; an answer a line on stdout: real
 tokens (padding left out), seconds, processor seconds, losses, peak resident memory. Loading of batches counts, as on our side.
 """
 
 import json
 import os
-import resource
 import sys
 import tempfile
 import time
@@ -17,8 +16,11 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from train_meter import memory, wait
+
 warnings.filterwarnings("ignore")
 os.environ.setdefault("DISABLE_VERSION_CHECK", "1")  # LLaMA-Factory's
+os.environ.setdefault("AXOLOTL_DO_NOT_TRACK", "1")
 STEPS_AT_MOST = 100_000
 
 
@@ -30,6 +32,7 @@ class Clock:
         self.before, self.losses = (0, 0), list[float]()
         self.start, self.cpu = 0.0, 0.0
         self.took = (0.0, 0.0)
+        self.facts: dict[str, Any] = {}  # about the trainer, for the first answer
 
     def next_order(self, control: Any) -> None:
         """Wait for a line; none: stop."""
@@ -38,13 +41,13 @@ class Clock:
             control.should_training_stop = True
             return
         self.left, self.before, self.losses = int(line), (self.tokens, self.places), []
+        memory(reset=True)
         self.start, self.cpu = time.perf_counter(), time.process_time()
 
     def answer(self) -> None:
         """One line about the steps since the last order."""
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         facts = {"tokens": self.tokens - self.before[0], "places": self.places - self.before[1], "losses": self.losses}
-        print(json.dumps({**facts, "seconds": self.took[0], "cpu_s": self.took[1], "peak_bytes": peak}), flush=True)
+        print(json.dumps({**facts, "seconds": self.took[0], "cpu_s": self.took[1], **memory()}), flush=True)
 
     def count(self, inputs: Any) -> None:
         """A micro-batch goes into the model."""
@@ -59,8 +62,11 @@ def callback(clock: Clock) -> Any:
     from transformers import TrainerCallback
 
     class Steps(TrainerCallback):
+        def __init__(self) -> None:
+            self.clock = clock
+
         def on_train_begin(self, _args: Any, _state: Any, control: Any, **__: Any) -> None:
-            print(json.dumps({"ready": True}), flush=True)
+            print(json.dumps({"ready": True, **clock.facts}), flush=True)
             clock.next_order(control)
 
         def on_step_begin(self, _args: Any, _state: Any, control: Any, **__: Any) -> None:
@@ -69,6 +75,8 @@ def callback(clock: Clock) -> Any:
 
         def on_step_end(self, _args: Any, _state: Any, _control: Any, **__: Any) -> None:
             clock.left -= 1
+            if clock.left == 0:
+                wait()
             clock.took = time.perf_counter() - clock.start, time.process_time() - clock.cpu
 
         def on_log(self, _args: Any, _state: Any, _control: Any, logs: Any = None, **__: Any) -> None:
@@ -91,18 +99,46 @@ def common(job: dict[str, Any], folder: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def trl_model(job: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The model that TRL trains, and how it was made: from the checkpoint, or random where it is used (as train_worker.py does)."""
+    from importlib.metadata import version
+    from importlib.util import find_spec
+
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if not job.get("random"):
+        return AutoModelForCausalLM.from_pretrained(job["checkpoint"], dtype=torch.float32), {}
+    flash = job["device"] == "cuda" and find_spec("flash_attn")
+    made: dict[str, Any] = {"attn_implementation": "flash_attention_2" if flash else "sdpa"}
+    made["dtype"] = torch.bfloat16 if job.get("rank") else torch.float32  # frozen weights in bf16, trained ones in fp32
+    torch.manual_seed(0)
+    with torch.device(job["device"]):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(job["checkpoint"]), **made)
+    versions = {
+        name: version(name)
+        for name in ("trl", "transformers", "liger-kernel", "flash-attn")
+        if find_spec(name.replace("-", "_"))
+    }
+    return model, {"attention": made["attn_implementation"], "versions": versions}
+
+
 def run_trl(job: dict[str, Any], rows: list[Any], steps: Any, folder: str) -> None:
     """TRL's SFTTrainer."""
-    import torch
     from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
     from transformers.trainer_callback import PrinterCallback
     from trl import SFTConfig, SFTTrainer
 
     own = {"max_length": job["context"], "shuffle_dataset": True, "assistant_only_loss": "messages" in rows[0]}
+    model, steps.clock.facts = trl_model(job)
+    adapter = None
+    if job.get("rank"):
+        from peft import LoraConfig
+
+        adapter = LoraConfig(r=job["rank"], lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     trainer = SFTTrainer(
-        model=AutoModelForCausalLM.from_pretrained(job["checkpoint"], dtype=torch.float32),
-        args=SFTConfig(**{**common(job, folder), **own, **job["settings"]}),
+        model=model, args=SFTConfig(**{**common(job, folder), **own, **job["settings"]}), peft_config=adapter,
         processing_class=AutoTokenizer.from_pretrained(job["checkpoint"]), train_dataset=Dataset.from_list(rows), callbacks=[steps],
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
@@ -135,6 +171,42 @@ def run_llamafactory(job: dict[str, Any], rows: list[Any], steps: Any, folder: s
     run_exp({**common(job, folder), **own, **job["settings"]}, callbacks=[steps])
 
 
+def run_axolotl(job: dict[str, Any], rows: list[Any], steps: Any, folder: str) -> None:
+    """axolotl: full fine-tuning with the tokenizer's own template, or pretraining on texts."""
+    from axolotl.cli.config import load_cfg
+    from axolotl.common.datasets import load_datasets
+    from axolotl.core.builders import HFCausalTrainerBuilder
+    from axolotl.train import setup_model_and_trainer
+    from axolotl.utils.dict import DictDefault
+
+    source = {"path": job["rows"], "ds_type": "json"}
+    if "messages" in rows[0]:
+        source |= {
+            "type": "chat_template",
+            "chat_template": "tokenizer_default",
+            "field_messages": "messages",
+            "roles_to_train": ["assistant"],
+        }
+    else:
+        source |= {"type": "completion", "field": "text"}
+    own = {
+        "base_model": job["checkpoint"], "datasets": [source], "sequence_len": job["context"], "attn_implementation": "sdpa",
+        "dataset_prepared_path": f"{folder}/prepared", "output_dir": folder, "learning_rate": job["lr"], "lr_scheduler": "constant",
+        "max_steps": STEPS_AT_MOST, "num_epochs": 1, "logging_steps": 1, "save_strategy": "no", "bf16": job["precision"] == "bf16", "tf32": False,
+        "optimizer": "adamw_torch_fused", "max_grad_norm": 1.0, "adam_beta2": 0.95, "val_set_size": 0.0, "dataset_num_proc": 1,
+        "dataloader_num_workers": 0, "gradient_checkpointing": False, "micro_batch_size": 1, "gradient_accumulation_steps": 1,
+    }  # fmt: skip
+    # its configuration knows no CPU: what transformers' TrainingArguments need for one goes in by its own hook
+    HFCausalTrainerBuilder.hook_pre_create_training_args = lambda _, found: {
+        **found,
+        "use_cpu": common(job, folder)["use_cpu"],
+    }
+    config = load_cfg(DictDefault({**own, **job["settings"]}))
+    trainer, *_ = setup_model_and_trainer(config, load_datasets(cfg=config))
+    trainer.add_callback(steps)
+    trainer.train()
+
+
 def main() -> None:
     """Set up the trainer, then step as told until stdin ends."""
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
@@ -156,7 +228,7 @@ def main() -> None:
         return step(self, model, inputs, *rest, **more)
 
     Trainer.training_step = counted
-    run = {"trl": run_trl, "llamafactory": run_llamafactory}[job.get("peer", "trl")]
+    run = {"trl": run_trl, "llamafactory": run_llamafactory, "axolotl": run_axolotl}[job.get("peer", "trl")]
     with tempfile.TemporaryDirectory() as folder:
         run(job, rows, callback(clock), folder)
 

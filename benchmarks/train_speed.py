@@ -10,7 +10,7 @@ Padding: our best-fit rows, first-fit rows of the same documents, and what TRL's
     python benchmarks/train_speed.py --peer-python OTHER/bin/python   # an environment with trl; default: this one
     python benchmarks/train_speed.py --growth                         # cost as model and context grow, docs/images/train-growth.png
 
-LLaMA-Factory is compared on chats with --factory-python; axolotl is not (docs/training.md).
+LLaMA-Factory is compared on chats with --factory-python, axolotl on both with --axolotl-python.
 """
 
 import argparse
@@ -47,7 +47,10 @@ TRIALS: dict[str, dict[str, dict[str, Any]]] = {
         "by length, 16": _length(16, gradient_accumulation_steps=4), "by length, 32": _length(32, gradient_accumulation_steps=2),
         "by length, 64": _length(64), "by length, 128": _length(128), "by length, 64, compiled": _length(64, torch_compile=True),
         "packed, 1": _packed(1, 8), "packed, 2": _packed(2, 4), "packed, 8": _packed(8, 1),
-        "wrapped, 1": _packed(1, 8, "wrapped"), "wrapped, 8": _packed(8, 1, "wrapped"), "wrapped, 8, compiled": _packed(8, 1, "wrapped", torch_compile=True),
+        "packed, 1, compiled": _packed(1, 8, torch_compile=True), "padding free, 32": {**_PLAIN, "per_device_train_batch_size": 32, "padding_free": True},
+        "wrapped, 1": _packed(1, 8, "wrapped"), "wrapped, 1, Liger": _packed(1, 8, "wrapped", use_liger_kernel=True),
+        "wrapped, 1, compiled": _packed(1, 8, "wrapped", torch_compile=True),
+        "wrapped, 8": _packed(8, 1, "wrapped"), "wrapped, 8, compiled": _packed(8, 1, "wrapped", torch_compile=True),
     },
     "text": {
         "default": {},
@@ -57,14 +60,14 @@ TRIALS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }  # fmt: skip
 BEST = {  # the fastest of TRIALS (--search, dev/LOG.md): close to each other, so a run measures these and counts the best
-    "sft": ["by length, 128", "wrapped, 1"],
-    "text": ["packed, 1", "wrapped, 1", "wrapped, 6"],
+    "sft": ["by length, 128", "wrapped, 1", "wrapped, 1, compiled"],
+    "text": ["packed, 1", "wrapped, 1", "wrapped, 6", "wrapped, 1, compiled"],
 }
-FACTORY = {
-    "per_device_train_batch_size": 16,
-    "gradient_accumulation_steps": 4,
-    "train_sampling_strategy": "group_by_length",
-}
+LARGE = ("default", "by length, 128")  # take turns with ours alone: 12 GB
+OTHERS = {  # the best of what was tried (dev/LOG.md): LLaMA-Factory by length, axolotl in packed rows
+    "llamafactory": {"per_device_train_batch_size": 16, "gradient_accumulation_steps": 4, "train_sampling_strategy": "group_by_length"},
+    "axolotl": {"micro_batch_size": 1, "gradient_accumulation_steps": 6, "sample_packing": True, "torch_compile": True},
+}  # fmt: skip
 MODEL = {"D": 256, "L": 6, "H": 4, "K": 4, "F": 704}  # 6.9 M parameters with 8,000 pieces
 
 
@@ -122,6 +125,16 @@ def workers(jobs: dict[str, tuple[str, str, dict[str, Any]]], folder: Path) -> I
             worker.close()
 
 
+def make_tokenizer(vocab_size: int) -> Any:
+    """Trained on the conversations."""
+    from twllm.tokens.config import TokenizerConfig
+    from twllm.tokens.train import train_tokenizer
+
+    texts = [message["content"] for row in conversations() for message in row["messages"]]
+    config = TokenizerConfig(vocab_size=vocab_size, min_frequency=1, max_piece_chars=6)
+    return train_tokenizer(texts, config, "taiwan-llm-v2")
+
+
 def make_checkpoint(folder: Path, vocab_size: int, context: int, model: dict[str, int], rows: int = 0) -> None:
     """A random Llama and a tokenizer trained on the conversations; `rows` of embedding where more than the tokenizer has."""
     import torch
@@ -129,12 +142,8 @@ def make_checkpoint(folder: Path, vocab_size: int, context: int, model: dict[str
 
     from twllm.model.build import save
     from twllm.model.sizes import Size
-    from twllm.tokens.config import TokenizerConfig
-    from twllm.tokens.train import train_tokenizer
 
-    texts = [message["content"] for row in conversations() for message in row["messages"]]
-    config = TokenizerConfig(vocab_size=vocab_size, min_frequency=1, max_piece_chars=6)
-    tokenizer = train_tokenizer(texts, config, "taiwan-llm-v2")
+    tokenizer = make_tokenizer(vocab_size)
     torch.manual_seed(0)
     llama = LlamaConfig(
         **Size(**model, tied=True).llama(rows or tokenizer.vocab_size, context), bos_token_id=tokenizer.bos_id,
@@ -183,11 +192,12 @@ def jobs_for(kind: str, settings: dict[str, dict[str, Any]], base: dict[str, Any
     return jobs
 
 
-def add_factory(jobs: dict[str, Any], base: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
-    """LLaMA-Factory beside the others where its environment is given: grouped by length, the best of the three tried (dev/LOG.md)."""
-    if args.factory_python:
-        job = {**base, "peer": "llamafactory", "settings": FACTORY}
-        jobs["llamafactory"] = (args.factory_python, "train_peers.py", job)
+def add_others(jobs: dict[str, Any], kind: str, base: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
+    """LLaMA-Factory (chats only) and axolotl beside TRL where their environments are given."""
+    pythons = {"llamafactory": args.factory_python if kind == "sft" else "", "axolotl": args.axolotl_python}
+    for peer, python in pythons.items():
+        if python:
+            jobs[peer] = (python, "train_peers.py", {**base, "peer": peer, "settings": OTHERS[peer]})
     return jobs
 
 
@@ -287,6 +297,17 @@ def search(folder: Path, rows: dict[str, str], base: dict[str, Any], args: argpa
                 )
 
 
+def on_gpu(args: argparse.Namespace) -> dict[str, Any]:
+    """train_gpu.py's keys, None where there is no GPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return dict.fromkeys(("mfu", "ratio_trl_liger", "peak_ratio_trl_liger"))
+    from train_gpu import parser, run
+
+    return run(parser().parse_args(["--peer-python", args.peer_python]))
+
+
 def main() -> None:
     """Measure and print; the last line is `RESULT {json}`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -301,6 +322,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto")
     parser.add_argument("--peer-python", default=os.environ.get("TWLLM_PEER_PYTHON", sys.executable), help="has trl")
     parser.add_argument("--factory-python", default="", help="has llamafactory; left out without")
+    parser.add_argument("--axolotl-python", default="", help="has axolotl; left out without")
     parser.add_argument("--search", action="store_true", help="try every TRL setting and stop")
     parser.add_argument("--growth", action="store_true", help="our cost as model and context grow, and stop")
     args = parser.parse_args()
@@ -326,18 +348,25 @@ def main() -> None:
         found = {}
         for kind, best in BEST.items():
             job = {**base, "rows": rows[kind]}
-            settings = {name: TRIALS[kind][name] for name in (["default"] if kind == "sft" else []) + best}
-            jobs = jobs_for(kind, settings, job, args.peer_python)
-            found[kind] = compare(add_factory(jobs, job, args) if kind == "sft" else jobs, folder, args)
+            small = jobs_for(kind, {n: TRIALS[kind][n] for n in best if n not in LARGE}, job, args.peer_python)
+            found[kind] = compare(add_others(small, kind, job, args), folder, args)
+            if kind == "sft":
+                large = compare(
+                    jobs_for(kind, {n: TRIALS[kind][n] for n in LARGE}, job, args.peer_python), folder, args
+                )
+                for key, value in found[kind].items():
+                    if isinstance(value, dict):
+                        value |= {name: one for name, one in large[key].items() if name in LARGE}
         memory = peak_memory(folder, rows, base, args)
     sft, text = found["sft"], found["text"]
     result = {
         **{f"ratio_trl_best_{name}": min(one["ratio"][n] for n in BEST[kind]) for name, kind, one in (("sft", "sft", sft), ("packed", "text", text))},
         "ratio_llamafactory_sft": sft["ratio"].get("llamafactory"),
+        "ratio_axolotl_sft": sft["ratio"].get("axolotl"), "ratio_axolotl_packed": text["ratio"].get("axolotl"),
         "ratio_trl_default_sft": sft["ratio"]["default"],
         "ratio_cpu_time": {"sft": sft["ratio_cpu"], "packed": text["ratio_cpu"]},
         "sft_tok_s": sft["tok_s"], "packed_tok_s": text["tok_s"],
-        "matmul_peak_share": sft["share"], "matmul_peak_share_packed": text["share"], "mfu": None,
+        "matmul_peak_share": sft["share"], "matmul_peak_share_packed": text["share"], **on_gpu(args),
         "padding_share_sft": sft["padding"], "padding_share_packed": text["padding"],
         "peak_bytes": {"sft": sft["peak_bytes"], "packed": text["peak_bytes"], "128k vocabulary": memory},
         "peak_ratio_trl_128k": round(memory["trl"] / memory["ours"], 2),

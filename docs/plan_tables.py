@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from twllm.plan import dry_run, duration
-from twllm.planning.gpus import GIB, GPUS, find_gpu
 from twllm.recipe import load_machine, load_recipe
+from twllm.train.gpus import GIB, GPUS, find_gpu
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "plan.md"

@@ -20,11 +20,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
 from tests.serve.conftest import ScriptedEngine  # noqa: E402
-from tests.serve.web_browser import CHROMIUM, OPTIONS, serving  # noqa: E402
+from tests.serve.web.browser import CHROMIUM, OPTIONS, serving  # noqa: E402
 from twllm.feedback.store import RatingStore  # noqa: E402
-from twllm.serve import arena  # noqa: E402
 from twllm.serve.app import create_app  # noqa: E402
-from twllm.serve.service import Model, Service  # noqa: E402
+from twllm.serve.operation.service import Model, Service  # noqa: E402
+from twllm.serve.web import arena  # noqa: E402
 from twllm.tokens.tokenizer import ChatTokenizer  # noqa: E402
 
 SCRIPT = tomllib.loads((ROOT / "docs/screenshots.toml").read_text(encoding="utf-8"))

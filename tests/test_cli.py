@@ -32,7 +32,7 @@ def place(tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
     Path("theirs").mkdir()
     Path("theirs", "thesis.txt").write_text("三年的心血", encoding="utf-8")
     for name, content in {
-        "file": "x", "empty.jsonl": "", "bad.jsonl": '{bad\n{"text": "好"}\n', "list.json": "[1, 2]", "bad.json": "{bad",
+        "file": "x", "empty.jsonl": "", "bad.jsonl": '{bad\n{"text": "好"}\n', "list.json": "[1, 2]", "text.jsonl": '{"text": "台北的夜市很熱鬧，大家都喜歡去逛。"}\n', "bad.json": "{bad",
         "bad.parquet": "x", "question.jsonl": json.dumps({"messages": PAIR[:1]}), "bad.toml": "name = ",
         "chat.jsonl": json.dumps({"id": "a[/x]", "license": "x", "messages": PAIR}), "gbk.toml": "",
     }.items():  # fmt: skip
@@ -102,11 +102,11 @@ MISTAKES = {
     "train sft --model model --data list.json --out o": "not a JSON list",
     "train sft --model model --data bad.parquet --out o": "damaged parquet",
     "train sft --model model --data question.jsonl --out o": "no assistant answer",
-    "train sft --model model --data chat.jsonl --out o --set sft.lr=1": "unknown key",
+    "train sft --model model --data chat.jsonl --out o --set sft.nope=1": "unknown key",
     "train sft --model model --data chat.jsonl --out o --template nope": "unknown chat template",
     "train sft --model model --data chat.jsonl --out theirs": "not made by twllm",
     "train feedback --model model --data chat.jsonl --out o": "row without rating",
-    "train pretrain --model model --data bad.jsonl --out o": "licence needed",
+    "train pretrain --model model --data text.jsonl --out o": "no licence",
     "train pretrain --model model --data bad.jsonl --out o --license x": "broken JSON line",
     "train pretrain --model model --data empty.jsonl --out o --license x": "no documents left",
     # evaluation, chat, serving, feedback

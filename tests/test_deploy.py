@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from twllm.feedback.key import ENV
 from twllm.serve.commands import register
-from twllm.serve.metrics import Metrics
+from twllm.serve.operation.metrics import Metrics
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
 TGI, VLLM = DEPLOY / "run_text_generation_inference.sh", DEPLOY / "start_inference_server.sh"

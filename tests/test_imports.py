@@ -26,15 +26,16 @@ ALLOWED = {
 }
 
 
-def imported(file: Path) -> set[str]:
-    """Top-level parts of twllm that a file imports, also inside functions."""
+def imported(file: Path, package: str = "twllm") -> set[str]:
+    """Parts of the package that a file imports, also inside functions."""
     found = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "twllm":
-            parts = node.module.split(".")
-            found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom) and f"{node.module}.".startswith(f"{package}."):
+            inner = str(node.module).removeprefix(package).split(".")[1:2]
+            found |= set(inner) or {alias.name for alias in node.names}
         elif isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("twllm.")}
+            names = [alias.name for alias in node.names if alias.name.startswith(f"{package}.")]
+            found |= {name.removeprefix(f"{package}.").split(".")[0] for name in names}
     return found - {"__version__"}
 
 
@@ -43,6 +44,22 @@ def test_imports_point_one_way(folder: str) -> None:
     for file in sorted((ROOT / folder).rglob("*.py")):
         wrong = imported(file) - ALLOWED[folder] - {folder}
         assert not wrong, f"{file.relative_to(ROOT)} imports {wrong}"
+
+
+# The same inside serve/: what stands beside these folders (app, start, commands, …) ties them together.
+SERVE = {
+    "engines": {"errors"},
+    "operation": {"engines", "errors"},
+    "api": {"engines", "operation", "errors"},
+    "web": {"engines", "operation", "api", "errors"},
+}
+
+
+@pytest.mark.parametrize("folder", sorted(SERVE))
+def test_serve_imports_point_one_way(folder: str) -> None:
+    for file in sorted((ROOT / "serve" / folder).rglob("*.py")):
+        wrong = imported(file, "twllm.serve") - SERVE[folder] - {folder}
+        assert not wrong, f"{file.relative_to(ROOT)} imports serve's {wrong}"
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,24 @@ def test_paths_are_relative_to_the_recipe_that_names_them(tmp_path: Path, monkey
         load_recipe(child, ['corpus.sources=[{path="$NO_SUCH_VARIABLE/x.txt"}]'])
 
 
+def test_a_parents_tables_can_be_cleared(tmp_path: Path) -> None:
+    more = "lr_factors = { embed_tokens = 0.1 }\n[sft.lora]\nr = 8\n[evaluate]\nsuites = ['culture']\ngates = { culture = 0.8 }\n"
+    write(tmp_path, SMALL.replace("lr = 1e-4\n", "lr = 1e-4\n" + more), "parent.toml")
+    head = 'extends = "parent.toml"\n'
+    same = load_recipe(write(tmp_path, head + "[sft]\n[sft.lora]\n[evaluate]\n")).recipe
+    assert same.evaluate.gates == {"culture": 0.8} and same.sft.lora and same.sft.lora.r == 8 and same.sft.lr == 1e-4
+    added = load_recipe(write(tmp_path, head + "[sft.lr_factors]\nnorm = 2.0\n")).recipe
+    assert added.sft.lr_factors == {"embed_tokens": 0.1, "norm": 2.0}
+    cleared = load_recipe(write(tmp_path, head + "[sft]\nlora = false\nlr_factors = {}\n[evaluate]\ngates = {}\n"))
+    assert (
+        cleared.recipe.evaluate.gates == {} and cleared.recipe.sft.lr_factors == {} and cleared.recipe.sft.lora is None
+    )
+    assert {key: origin for key, _, origin in describe(cleared)}["evaluate.gates"] == "r.toml"
+    assert load_recipe(tmp_path / "parent.toml", ["sft.lora=false", "evaluate.gates={}"]).recipe.sft.lora is None
+    with pytest.raises(UserError, match=r"sft\.datasets"):
+        load_recipe(tmp_path / "parent.toml", ["sft.datasets=false"])
+
+
 def test_extends_in_a_circle(tmp_path: Path) -> None:
     write(tmp_path, 'extends = "b.toml"\n', "a.toml")
     write(tmp_path, 'extends = "a.toml"\n', "b.toml")

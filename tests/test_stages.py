@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from twllm import artifact
+from twllm.artifact import lock
 from twllm.errors import UserError
 from twllm.recipe import load_recipe
-from twllm.run import lock, run_recipe, run_status
+from twllm.run import run_recipe, run_status
 from twllm.stages import build_stages
 from twllm.train.config import MachineConfig
 
@@ -141,7 +142,7 @@ def test_nothing_runs_twice_and_a_change_is_explained(finished: Path, tmp_path: 
 
 
 def test_two_processes_may_not_share_a_folder(tmp_path: Path) -> None:
-    code = f"from pathlib import Path; from twllm.run import lock\nwith lock(Path({str(tmp_path)!r})): print('in', flush=True); input()"
+    code = f"from pathlib import Path; from twllm.artifact import lock\nwith lock(Path({str(tmp_path)!r})): print('in', flush=True); input()"
     with subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:

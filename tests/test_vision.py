@@ -16,8 +16,8 @@ from twllm.feedback.store import RatingStore
 from twllm.model.vision import load_encoder
 from twllm.recipe import BaseConfig, load_recipe, validate
 from twllm.serve.app import create_app
-from twllm.serve.engine import TorchEngine
-from twllm.serve.service import Service
+from twllm.serve.engines.torch.engine import TorchEngine
+from twllm.serve.operation.service import Service
 from twllm.stages import Context, Stage, build_stages
 from twllm.tokens.pictures import read_picture
 from twllm.tokens.tokenizer import ChatTokenizer

@@ -7,6 +7,7 @@ nothing that changes from run to run (times, folder names, code version), so it 
 """
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -197,3 +198,20 @@ def read_manifest(folder: Path | str) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     return manifest if isinstance(manifest, dict) else None
+
+
+@contextmanager
+def lock(out: Path, file: Path | None = None) -> Iterator[None]:
+    """Only one process may run in a folder; the lock (`file`, or in the folder) goes with the process, also after kill -9."""
+    file = file or out / ".lock"
+    with explain_os_errors(out):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        stream = file.open("a")
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                "另一個 twllm 正在用這個資料夾 (folder is in use)", out, "等它結束，或換一個 --out"
+            ) from error
+        yield

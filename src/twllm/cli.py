@@ -167,6 +167,7 @@ def _train(
 FindLr = Annotated[
     bool, typer.Option("--find-lr", help="只找學習率：OUT 裡是曲線與圖，什麼都不訓練 (learning-rate finder)")
 ]
+Show = Annotated[int, typer.Option(min=0, help="印出前 N 筆，學的詞元上色後就結束 (show the loss mask)")]
 LICENCE = typer.Option(help="資料的授權條款，資料列沒寫時用 (licence of rows that carry none)")
 TEMPLATE = typer.Option(help="對話範本；不給就用模型自己的 (default: the model's own)")
 
@@ -188,7 +189,7 @@ def train_pretrain(
 @train_app.command("sft")
 def train_sft(
     model: Model, data: Data, out: Target, set_: Sets = None, machine: Machine = None, template: Annotated[str | None, TEMPLATE] = None,
-    license: Annotated[str, LICENCE] = "", show: Annotated[int, typer.Option(help="印出前 N 筆，學的詞元上色後就結束 (show the loss mask)")] = 0,
+    license: Annotated[str, LICENCE] = "", show: Show = 0,
     find_lr: FindLr = False,
 ) -> None:  # fmt: skip
     """監督式微調：只學助理說的話 (supervised fine-tuning)."""
@@ -198,10 +199,10 @@ def train_sft(
 @train_app.command("feedback")
 def train_feedback(
     model: Model, data: Data, out: Target, set_: Sets = None, machine: Machine = None, template: Annotated[str | None, TEMPLATE] = None,
-    license: Annotated[str, LICENCE] = "", show: Annotated[int, typer.Option(help="印出前 N 筆，學的詞元上色後就結束 (show the loss mask)")] = 0,
+    license: Annotated[str, LICENCE] = "", show: Show = 0,
     find_lr: FindLr = False,
 ) -> None:  # fmt: skip
-    """回饋微調：只學得到好評的回答 (positively rated answers)."""
+    """回饋微調：學大家給的評分；--set method=kto 或 dpo，預設只學好評 (ratings; default: positive ones only)."""
     _train("feedback", model, data, out, set_, machine, template, license, show, find_lr)
 
 

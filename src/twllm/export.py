@@ -17,7 +17,7 @@ from twllm.artifact import hash_path, write_folder, write_manifest
 from twllm.corpus.licences import DataUse
 from twllm.errors import UserError, did_you_mean
 from twllm.export_losses import QUESTIONS, loss_row, measure_folder, measure_gguf, try_measuring
-from twllm.model.hub import PATTERNS, fetch
+from twllm.model.hub import fetch
 from twllm.recipe import Recipe
 from twllm.release.card import model_card
 from twllm.release.facts import (
@@ -70,7 +70,7 @@ def export(model: str, out: Path, asked: Export, tell: Tell = lambda text: None)
     from twllm.release.merge import is_adapter, merge_adapter
 
     check_formats(asked.formats, asked.gguf_types)
-    source = fetch(model, patterns=(*PATTERNS, "README.md"))
+    source = fetch(model)
     with ExitStack() as stack:
         if is_adapter(source):
             base, base_name = _base_of(source, asked.base)
@@ -199,7 +199,7 @@ def _base_of(adapter: Path, given: str) -> tuple[Path, str]:
     if not named:
         raise UserError("轉接器沒說底模是誰 (no base named)", adapter, "用 --base 給底模資料夾或 hub 名稱")
     try:
-        return fetch(named, patterns=(*PATTERNS, "README.md")), named
+        return fetch(named), named
     except UserError as error:
         raise UserError(
             f"找不到轉接器的底模 (its base is not there): {error.what}", named, "用 --base 給底模資料夾"

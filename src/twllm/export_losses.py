@@ -31,7 +31,7 @@ class PlainModel:
         from transformers.utils import logging as transformers_logging
 
         from twllm.model.hub import fetch
-        from twllm.serve.generation import end_ids, model_fingerprint, read_generation_config
+        from twllm.serve.engines.checkpoint import end_ids, model_fingerprint, read_generation_config
 
         transformers_logging.disable_progress_bar()
         folder = fetch(str(folder))
@@ -43,7 +43,7 @@ class PlainModel:
 
     def __call__(self, chats: Sequence[list[dict[str, str]]]) -> list[str | None]:
         """Greedy answers."""
-        from twllm.serve.batch import decode_batch
+        from twllm.serve.engines.torch.padded import decode_batch
 
         prompts = [self.tokenizer.encode_chat(chat, add_generation_prompt=True).ids for chat in chats]
         room = [
@@ -83,7 +83,7 @@ def _culture(model: PlainModel, work: Path, questions: int) -> dict[str, Any]:
 
 def measure_gguf(file: Path, folder: Path) -> dict[str, Any]:
     """`bits` per character of a GGUF file in llama.cpp; `folder` is the checkpoint it came from."""
-    from twllm.serve.engines.llamacpp_runner import LlamaCppRunner
+    from twllm.serve.engines.cpu.llamacpp import LlamaCppRunner
 
     tokenizer = ChatTokenizer.load(folder)
     start = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id

@@ -30,6 +30,7 @@ def resize(
     from twllm.model.build import load, save
     from twllm.model.hub import fetch
     from twllm.model.vocabulary import resize_vocabulary
+    from twllm.release.card import carry_card
     from twllm.tokens.tokenizer import ChatTokenizer
     from twllm.tokens.train import sample_texts
 
@@ -43,6 +44,7 @@ def resize(
         found = load(source)
         facts = resize_vocabulary(found, old, new, init, multiple, read)
         save(found, new, folder)
+        facts |= carry_card(source, model, folder, out)
         write_manifest(folder, "model-resize", {"init": init, "multiple": multiple}, inputs, metrics=facts)
     print(
         f"{out}：詞彙 (vocabulary) {facts['vocab_size'][0]:,} → {facts['vocab_size'][1]:,}，{facts['new_tokens']:,} 個新詞元"
@@ -67,6 +69,7 @@ def upcycle_model(
     from twllm.model.moe_config import MoeShape
     from twllm.model.upcycle import count_active, upcycle
     from twllm.recipe import validate
+    from twllm.release.card import carry_card
     from twllm.tokens.tokenizer import ChatTokenizer
 
     settings = {"experts": experts, "top_k": top_k, "granularity": granularity, "reinit": reinit, "noise": noise}
@@ -75,7 +78,7 @@ def upcycle_model(
         found = upcycle(load(source), shape, seed)
         save(found, ChatTokenizer.load(source), folder)
         total, active = count_active(found)
-        facts = {"parameters": total, "active_parameters": active}
+        facts = {"parameters": total, "active_parameters": active, **carry_card(source, model, folder, out)}
         write_manifest(
             folder, "model-upcycle", shape.model_dump() | {"seed": seed}, {"model": hash_path(source)}, metrics=facts
         )
@@ -163,6 +166,7 @@ def rope_model(
     from twllm.model.rope import context_limit, extend_folder
     from twllm.model.rope_config import RopeConfig
     from twllm.recipe import validate
+    from twllm.release.card import carry_card
 
     settings, source = (
         validate(RopeConfig, {"type": type, "factor": factor, "theta": theta}, "twllm model rope"),
@@ -170,5 +174,6 @@ def rope_model(
     )
     with write_folder(out) as folder:
         changes = extend_folder(source, settings, folder)
-        write_manifest(folder, "model-rope", settings.model_dump(), {"model": hash_path(source)}, metrics=changes)
+        told = changes | carry_card(source, model, folder, out)
+        write_manifest(folder, "model-rope", settings.model_dump(), {"model": hash_path(source)}, metrics=told)
     print(f"{out}：最多 {context_limit(changes):,} 個詞元 (positions)，{changes['rope_parameters']}")

@@ -7,8 +7,10 @@ against measured steps; time is FLOPs ÷ (peak × an assumed share), so it is a 
 
 import json
 import math
+import re
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +20,21 @@ from twllm.errors import UserError
 from twllm.model.hub_shapes import HUB_SHAPES
 from twllm.model.shape_config import planned
 from twllm.model.sizes import SIZES, Size, count_parameters
-from twllm.planning.gpus import find_gpu
-from twllm.planning.memory import ALL_LINEAR, Adapter, Memory, Precision, step_memory
-from twllm.planning.search import Model, Phase, job_of, phase_cost
-from twllm.planning.speed import step_flops
+from twllm.planning.host import Host, host_memory
+from twllm.planning.job import ALL_LINEAR, Adapter, Experts, Precision, expert_parameters, layer_parameters
+from twllm.planning.memory import Memory, step_memory
+from twllm.planning.pictures import picture_phases
+from twllm.planning.search import How, Model, Phase, job_of, phase_cost
+from twllm.planning.speed import again, cpu_seconds, step_flops
 from twllm.recipe import Loaded, Recipe
 from twllm.run import stale_reason
 from twllm.stages import build_stages, config_datasets
+from twllm.tokens.config import DatasetConfig
 from twllm.train.config import FeedbackConfig, MachineConfig, OptimConfig
+from twllm.train.gpus import find_gpu
 
 CHARS_PER_TOKEN = 1.2  # our tokenizers on small corpora; 1.5 to 1.8 on large ones (dev/LOG.md)
-PEAK_SHARE = 0.45  # of the matrix-product peak reached by training, measured on 2 CPU cores (dev/LOG.md)
+PEAK_SHARE = 0.45  # of a GPU's matrix-product peak reached by training: chosen (planning/speed.py)
 COMPRESSED = {".gz": 4.0, ".zst": 4.0, ".parquet": 3.0}
 COUNTED, ESTIMATED, CAPPED = "實際 counted", "估計 estimated", "上限 max_tokens"
 
@@ -41,6 +47,7 @@ class PhasePlan:
     source: str  # of the number of tokens
     repeats: int  # ablations train it again
     memory: Memory  # on one device
+    host: Host  # memory of a host, all its processes
     flops: float  # of one training
     seconds: float
 
@@ -126,21 +133,57 @@ def plan_phases(recipe: Recipe, counted: dict[str, Path], missing: Sequence[str]
             tokens, source = phase.max_tokens, CAPPED
         elif phase.max_tokens is not None and phase.max_tokens < tokens:
             tokens, source = phase.max_tokens, CAPPED if source == ESTIMATED else source
-        found.append((_as_phase(name, phase, max(1, tokens)), source))
+        found.append((_as_phase(recipe, name, phase, max(1, tokens)), source))
+    if recipe.vision:
+        for seen, capped in picture_phases(recipe.vision, _dataset_tokens):
+            found.append((seen, CAPPED if capped else ESTIMATED))
     return found
 
 
-def _as_phase(name: str, phase: OptimConfig, tokens: int) -> Phase:
+def _dataset_tokens(dataset: DatasetConfig) -> float:
+    return source_characters(dataset.path) * dataset.weight / CHARS_PER_TOKEN
+
+
+def _as_phase(recipe: Recipe, name: str, phase: OptimConfig, tokens: int) -> Phase:
     adapter = None
     if lora := phase.lora:
         targets = ALL_LINEAR if lora.targets == "all-linear" else tuple(lora.targets)
-        adapter = Adapter(lora.r, lora.quantise != "none", targets)
+        adapter = Adapter(lora.r, lora.quantise != "none", targets, lora.modules_to_save, lora.dropout > 0)
     method = phase.method if isinstance(phase, FeedbackConfig) else ""
     passes = {"kto": 4 / 3, "dpo": 1 + 1 / 3 / phase.epochs}.get(
         method, 1.0
     )  # KTO's mismatched pairs; DPO's reference, once
     batch = max(1, phase.batch_tokens // phase.context) * phase.context
-    return Phase(name, tokens, phase.context, batch, adapter, passes)
+    teacher = getattr(phase, "teacher", None)
+    return Phase(
+        name, tokens, phase.context, batch, adapter, passes, _experts(recipe, name),
+        checkpoint_shape(teacher.model, teacher.revision)[0] if teacher else None,
+        compares=method in ("kto", "dpo"), average=phase.ema_decay > 0, frozen=_frozen(recipe, phase),
+    )  # fmt: skip
+
+
+def _experts(recipe: Recipe, phase: str) -> Experts | None:
+    """Those that the phase's model has."""
+    moe, order = recipe.base.moe, ("pretrain", "sft", "feedback")
+    if moe is None or order.index(phase) < order.index(moe.before):
+        return None
+    return Experts(moe.experts, moe.top_k, moe.granularity)
+
+
+def _frozen(recipe: Recipe, phase: OptimConfig) -> int:
+    """Parameters that `freeze` keeps as they are: whole layers and the tables; other names count nothing."""
+    if not phase.freeze:
+        return 0
+    model, _ = recipe_model(recipe)
+    size = model.size
+    total = 0
+    for name in phase.freeze:
+        if found := re.fullmatch(r"layers\.(\d+)(?:-(\d+))?", name):
+            first, last = int(found[1]), min(int(found[2] or found[1]), size.L - 1)
+            total += max(0, last - first + 1) * (layer_parameters(size) + 2 * size.D)
+        elif name in ("embed_tokens", "lm_head"):
+            total += model.vocab * size.D
+    return total
 
 
 def _counted_tokens(folder: Path, weights: list[float]) -> int | None:
@@ -151,9 +194,15 @@ def _counted_tokens(folder: Path, weights: list[float]) -> int | None:
 
 
 def dry_run(
-    loaded: Loaded, out: Path | None, machine: MachineConfig, peak_tflops: float, precision: str = "fp32"
+    loaded: Loaded,
+    out: Path | None,
+    machine: MachineConfig,
+    peak_tflops: float,
+    precision: str = "fp32",
+    threads: int = 0,
 ) -> DryRun:
-    """Plan a recipe on the machine file's GPUs or, without any, on this machine; every check is made, nothing is written.
+    """Plan a recipe on the machine file's GPUs or, without any, on this machine (`threads` of its CPU, or with 0 its GPU); every check
+    is made, nothing is written.
 
     Data that is not here is listed, not refused.
 
@@ -175,12 +224,13 @@ def dry_run(
         if out and stale_reason(stages[f"tokens-{name}"], stages, out) is None
     }
     model, notes = recipe_model(recipe)
-    repeats = {name: sum(1 for stage in stages if stage.split("-no_")[0] == name) for name, _ in phases(recipe)}
+    repeats = Counter(stage.split("-no_")[0] for stage in stages)
     plans = [
-        _cost(model, phase, source, repeats[phase.name], machine, peak_tflops, precision)
+        _cost(model, phase, source, repeats[phase.name], machine, peak_tflops, precision, threads)
         for phase, source in plan_phases(recipe, fresh, missing)
     ]
-    parameters = count_parameters(model.size, model.vocab) + model.extra_parameters
+    experts = next((plan.phase.experts for plan in reversed(plans) if plan.phase.experts), None)
+    parameters = count_parameters(model.size, model.vocab) + expert_parameters(model.size, experts)
     if machine.gpu:
         peak_tflops = find_gpu(machine.gpu).peak_tflops * machine.gpus
     return DryRun(rows, plans, parameters, peak_tflops, missing, notes)
@@ -198,44 +248,33 @@ def _with_other_files(loaded: Loaded, missing: Sequence[str]) -> Loaded:
 
 
 def _cost(
-    model: Model, phase: Phase, source: str, repeats: int, machine: MachineConfig, peak_tflops: float, precision: str
-) -> PhasePlan:
-    """On the machine file's cards; without any, on one device of that peak."""
-    how = sharding_of(machine), checkpointing_of(machine), machine.micro_batch_tokens
+    model: Model, phase: Phase, source: str, repeats: int, machine: MachineConfig, peak_tflops: float, precision: str, threads: int,
+) -> PhasePlan:  # fmt: skip
+    """On the machine file's cards; without any, on one device of that peak: with `threads` a CPU."""
+    how = How(
+        machine.sharding, machine.checkpointing, machine.micro_batch_tokens, machine.tensor_parallel, machine.shard_ranks, machine.offload
+    )  # fmt: skip
     if machine.gpu:
-        cost = phase_cost(model, phase, find_gpu(machine.gpu), how, machine.gpus)
-        return PhasePlan(phase, source, repeats, cost.memory, cost.flops, cost.seconds)
-    from dataclasses import replace
-
+        card = find_gpu(machine.gpu)
+        cost = phase_cost(model, phase, card, how, machine.gpus)
+        host = host_memory(cost.job, min(card.per_host, machine.gpus))
+        return PhasePlan(phase, source, repeats, cost.memory, host, cost.flops, cost.seconds)
     kind: Precision = "bf16" if precision == "bf16" else "fp32"
-    job = replace(job_of(model, phase, how, 1), precision=kind, accelerator=False)
-    flops = phase.trained_copies * step_flops(
-        model.size, model.vocab, phase.context, phase.tokens, phase.adapter is not None
+    alone = replace(how, sharding="none", tensor=1, shard_ranks=None, offload=False)
+    job = replace(job_of(model, phase, alone, 1), precision=kind, accelerator=False)
+    flops = phase.trained_copies * step_flops(job, phase.tokens)
+    tokens = phase.tokens * phase.trained_copies
+    seconds = again(job) * (
+        cpu_seconds(job, tokens, peak_tflops, threads) if threads else flops / (peak_tflops * 1e12 * PEAK_SHARE)
     )
-    return PhasePlan(phase, source, repeats, step_memory(job), flops, flops / (peak_tflops * 1e12 * PEAK_SHARE))
-
-
-def sharding_of(machine: MachineConfig) -> Any:
-    """The machine file's sharding."""
-    return getattr(machine, "sharding", "none")
-
-
-def checkpointing_of(machine: MachineConfig) -> bool:
-    """Whether the machine file asks for activation checkpointing ("selective" is counted as "full")."""
-    return machine.checkpointing != "none"
-
-
-def _more_experts(recipe: Recipe, size: Size) -> int:
-    """Parameters of the experts beyond the dense model's feed-forward layers, and of the routers (FLOPs stay the dense model's)."""
-    moe = recipe.base.moe
-    return size.L * size.D * (3 * size.F * (moe.experts // moe.granularity - 1) + moe.experts) if moe else 0
+    return PhasePlan(phase, source, repeats, step_memory(job), host_memory(job, 1), flops, seconds)
 
 
 def recipe_model(recipe: Recipe) -> tuple[Model, list[str]]:
     """The model that is trained, and what a reader of the plan should know about where its shape comes from."""
     size, vocab, notes = model_shape(recipe)
     size = planned(size, recipe.base.prune, recipe.base.deepen)
-    return Model(size, vocab, _more_experts(recipe, size)), notes
+    return Model(size, vocab), notes
 
 
 def model_shape(recipe: Recipe) -> tuple[Size, int, list[str]]:
@@ -253,9 +292,21 @@ def model_shape(recipe: Recipe) -> tuple[Size, int, list[str]]:
                 )
                 raise UserError(what, name, f"把 {phase_name}.context 降到 {longest:.0f} 以下，或用 [base.rope] 加長")
         return known.size, known.vocab + added, [f"{name} 還沒下載 (not downloaded)：形狀來自內建的表 hub_shapes.py"]
+    size, vocab = checkpoint_shape(name, recipe.base.revision)
+    return size, vocab + added, []
+
+
+def checkpoint_shape(name: str, revision: str | None) -> tuple[Size, int]:
+    """(shape, vocabulary) of a Llama-shaped checkpoint: as hub_shapes.py knows it, else from its config.json.
+
+    Raises:
+        UserError: no such checkpoint, or a config of another shape.
+    """
+    if name in HUB_SHAPES and not Path(name).exists():
+        return HUB_SHAPES[name].size, HUB_SHAPES[name].vocab
     from twllm.model.hub import fetch
 
-    folder = fetch(name, recipe.base.revision, ["config.json"])
+    folder = fetch(name, revision, ["config.json"])
     config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     try:
         heads = config["num_attention_heads"]
@@ -266,7 +317,7 @@ def model_shape(recipe: Recipe) -> tuple[Size, int, list[str]]:
     except KeyError as error:
         what = f"看不懂這個模型的形狀 (not a Llama-shaped config): {error} missing"
         raise UserError(what, folder / "config.json", "--dry-run 目前支援 Llama、Mistral、Qwen 型的模型") from error
-    return size, config["vocab_size"] + added, []
+    return size, config["vocab_size"]
 
 
 def duration(seconds: float) -> str:

@@ -1,7 +1,8 @@
 """A recipe: one TOML file that tells a model's whole life, read into frozen pydantic models.
 
-`extends = "other.toml"` takes another recipe's keys first (tables are merged, everything else is replaced), `--set a.b=c`
-goes on top, and every value keeps its origin. Paths are relative to the recipe that names them (`--set`: to the
+`extends = "other.toml"` takes another recipe's keys first: tables are merged, everything else is replaced; `gates = {}` leaves none of the
+parent's names, and `false` takes a whole optional section of the parent's away (`lora = false`). `--set a.b=c` goes on top, and
+every value keeps its origin. Paths are relative to the recipe that names them (`--set`: to the
 current folder) and may hold `${VARIABLES}`. An unknown key is an error with a suggestion.
 """
 
@@ -10,7 +11,7 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -122,7 +123,8 @@ def load_recipe(
         _put(tree, key.split("."), _resolve_paths(value, key.split(".")[-1], cwd or Path.cwd(), unset_ok), override)
         origins = {k: v for k, v in origins.items() if k != key and not k.startswith(key + ".")}
         origins |= {k: "--set" for k, _ in leaves({key: value})}
-    return Loaded(validate(Recipe, tree, file), file, origins, tuple(overrides))
+    recipe = validate(Recipe, _without_switched_off(tree, Recipe), file)
+    return Loaded(recipe, file, origins, tuple(overrides))
 
 
 def load_machine(file: Path | str | None) -> MachineConfig:
@@ -147,7 +149,9 @@ def _read(file: Path, seen: set[Path], unset_ok: bool) -> tuple[dict[str, Any], 
     below, below_origins = _read(
         require_file(file.parent / parent, "extends 的配方不存在 (no such recipe)"), seen | {file.resolve()}, unset_ok
     )
-    return _merge(below, tree), {**below_origins, **origins}
+    gone = tuple(f"{key}." for key, value in leaves(tree) if value == {} or value is False)  # tables that were cleared
+    kept = {key: file for key, file in below_origins.items() if not key.startswith(gone)} if gone else below_origins
+    return _merge(below, tree), {**kept, **origins}
 
 
 def _parse_toml(file: Path) -> dict[str, Any]:
@@ -159,12 +163,32 @@ def _parse_toml(file: Path) -> dict[str, Any]:
         raise UserError(f"不是正確的 TOML (broken TOML): {error}", file, "修正這一行；字串要加引號") from error
 
 
-def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+def _merge(below: dict[str, Any], above: dict[str, Any], at: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Tables are merged; an empty one whose keys are free names (gates, lr_factors, shares) clears what was below."""
     both = {
-        k: _merge(below[k], v) if isinstance(v, dict) and isinstance(below.get(k), dict) else v
+        k: _merge(below[k], v, (*at, k))
+        if isinstance(v, dict) and isinstance(below.get(k), dict) and (v or not _has_free_names((*at, k)))
+        else v
         for k, v in above.items()
     }
     return {**below, **both}
+
+
+def _has_free_names(loc: tuple[str, ...]) -> bool:
+    section = _section_at(Recipe, loc[:-1])
+    found = section.model_fields.get(loc[-1]) if section else None
+    return found is not None and get_origin(found.annotation) is dict
+
+
+def _without_switched_off(tree: Mapping[str, Any], section: type[BaseModel] | None) -> dict[str, Any]:
+    """`lora = false` is no [sft.lora]: the key is left out where an optional section stands."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        inner = _section_at(section, (key,)) if section else None
+        if value is False and inner and section and section.model_fields[key].default is None:
+            continue
+        found[key] = _without_switched_off(value, inner) if isinstance(value, dict) else value
+    return found
 
 
 def _parse_override(text: str) -> tuple[str, Any]:
@@ -246,19 +270,23 @@ def validate(model: type[Any], tree: Mapping[str, Any], where: object) -> Any:
 
 def _fields_at(model: type[BaseModel], loc: Sequence[int | str]) -> list[str]:
     """Field names of the section at this place."""
+    section = _section_at(model, loc)
+    return list(section.model_fields) if section else []
+
+
+def _section_at(model: type[BaseModel], loc: Sequence[int | str]) -> type[BaseModel] | None:
+    """The section at this place; None where there is a plain value or nothing."""
     for part in loc:
         if isinstance(part, int):
             continue
-        annotation = model.model_fields[part].annotation
-        inner = [
-            a
-            for a in (annotation, *getattr(annotation, "__args__", ()))
-            if isinstance(a, type) and issubclass(a, BaseModel)
-        ]
+        if (found := model.model_fields.get(part)) is None:
+            return None
+        kinds = (found.annotation, *get_args(found.annotation))
+        inner = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
         if not inner:
-            return []
+            return None
         model = inner[0]
-    return list(model.model_fields)
+    return model
 
 
 def describe(loaded: Loaded) -> list[tuple[str, Any, str]]:

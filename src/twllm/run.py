@@ -7,8 +7,8 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -58,10 +58,12 @@ def run_recipe(loaded: Loaded, out: Path, machine: MachineConfig, until: str | N
     with ExitStack() as stack:
 
         def begin() -> None:
-            stack.enter_context(lock(out))
+            stack.enter_context(artifact.lock(out))
             artifact.write_json(out / RECIPE_FILE, run_record(loaded))
 
         from_main(begin)
+        if is_one_of_several():
+            distributed.check_shared(out)
         for name in wanted:
             run_stage(stages[name], stages, out, machine)
         if until is None:
@@ -170,22 +172,6 @@ def _differences(manifest: dict[str, Any], stage: Stage, stages: dict[str, Stage
         if old.get(name) != new.get(name):
             found.append(f"輸入 {Path(name).name} 變了 (input changed)")
     return found or ["設定變了 (configuration changed)"]
-
-
-@contextmanager
-def lock(out: Path) -> Iterator[None]:
-    """Only one process may run in a folder; the lock goes with the process, also after kill -9."""
-    with artifact.explain_os_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-        stream = (out / ".lock").open("a")
-    with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                "另一個 twllm run 正在用這個資料夾 (folder is in use)", out, "等它結束，或換一個 --out"
-            ) from error
-        yield
 
 
 def is_running(out: Path) -> bool:

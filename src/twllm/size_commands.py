@@ -8,6 +8,7 @@ import typer
 
 Out = Annotated[Path, typer.Option("--out", help="輸出資料夾")]
 Checkpoint = Annotated[str, typer.Argument(help="模型資料夾或 hub 名稱 (checkpoint)", metavar="BASE")]
+Machine = Annotated[Path | None, typer.Option("--machine", help="機器設定檔，決定執行緒 (machine file)")]
 
 NOTE = """FLOPs：每詞元 (per token)；生成在長度用滿時 (at full context)
 訓練 GiB：fp32 權重、梯度、Adam，每個參數 16 位元組，不含激活 (without activations)；配方的細帳：twllm run RECIPE --dry-run
@@ -63,6 +64,7 @@ def deepen_model(
     method: Annotated[
         str, typer.Option(help="solar：前後兩段相疊；interleave：複本相鄰；expand：複本先不起作用，輸出不變")
     ] = "solar",
+    machine: Machine = None,
 ) -> None:
     """把模型加深，再繼續訓練 (depth up-scaling, block expansion)."""
     from twllm.model.deepen import deepen, describe, plan_layers
@@ -77,7 +79,7 @@ def deepen_model(
         parameters = [sum(p.numel() for p in m.parameters()) for m in (model, deeper)]
         return deeper, {"layer_sources": sources, "new_layers": new, "parameters": parameters}
 
-    facts = _rewrite(base, out, "model-deepen", cut.model_dump(), {}, change)
+    facts = _rewrite(base, out, "model-deepen", cut.model_dump(), {}, change, machine)
     before, after = facts["parameters"]
     print(
         f"{out}：{before:,} → {after:,} 個參數 (parameters)，各層來自 (layers from) {describe(facts['layer_sources'])}"
@@ -95,6 +97,7 @@ def prune_model(
     intermediate: Annotated[int | None, typer.Option(help="前饋層留多寬 (feed-forward width)")] = None,
     width: Annotated[int | None, typer.Option(help="模型留多寬 (width of the stream)")] = None,
     tokens: Annotated[int, typer.Option(help="讀幾個詞元 (calibration tokens)")] = 100_000,
+    machine: Machine = None,
 ) -> None:
     """照文字量出的重要性把模型剪小；再訓練一段就補得回來，最好用原模型當老師 (structured pruning; then distill)."""
     from twllm.artifact import hash_path
@@ -112,7 +115,7 @@ def prune_model(
         context = int(model.config.max_position_embeddings)
         return prune(model, cut, *calibration_rows(tokenizer, read, context, cut.tokens))
 
-    facts = _rewrite(base, out, "model-prune", cut.model_dump(), {"texts": hash_path(texts)}, change)
+    facts = _rewrite(base, out, "model-prune", cut.model_dump(), {"texts": hash_path(texts)}, change, machine)
     before, after = facts["parameters"], facts["loss"]
     print(f"{out}：{before[0]:,} → {before[1]:,} 個參數 (parameters)，損失 (loss) {after[0]:.3f} → {after[1]:.3f}")
     for key, name in (("layers_cut", "剪掉的層 (layers cut)"), ("channels_cut", "剪掉的通道 (channels cut)")):
@@ -132,18 +135,23 @@ def prune_model(
 
 def _rewrite(
     base: str, out: Path, stage: str, config: dict[str, Any], inputs: dict[str, str],
-    change: Callable[[Any, Any], tuple[Any, dict[str, Any]]],
+    change: Callable[[Any, Any], tuple[Any, dict[str, Any]]], machine: Path | None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Load, change, save whole or not at all, with a manifest; returns the facts."""
+    """Load, change, save whole or not at all, with a manifest and the base's licence and data; returns the facts."""
     from twllm.artifact import hash_path, write_folder, write_manifest
     from twllm.model.build import load, save
     from twllm.model.hub import fetch
+    from twllm.recipe import load_machine
+    from twllm.release.card import carry_card
     from twllm.tokens.tokenizer import ChatTokenizer
+    from twllm.train.machine import resolve_machine
 
+    resolve_machine(load_machine(machine), 0)  # torch's threads, as in training
     source = fetch(base)
     tokenizer = ChatTokenizer.load(source)
     with write_folder(out) as folder:
         model, facts = change(load(source), tokenizer)
         save(model, tokenizer, folder)
-        write_manifest(folder, stage, config, {"model": hash_path(source), **inputs}, metrics=facts)
+        told = facts | carry_card(source, base, folder, out)
+        write_manifest(folder, stage, config, {"model": hash_path(source), **inputs}, metrics=told)
     return facts

@@ -20,9 +20,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from twllm.doctor.probe import Plan
 from twllm.model.build import load, save
-from twllm.serve.app import bind
-from twllm.serve.engine import TorchEngine
-from twllm.serve.generation import Sampling
+from twllm.serve.engines.interface import Sampling
+from twllm.serve.engines.torch.engine import TorchEngine
+from twllm.serve.start import bind
 from twllm.tokens.contract import default_system
 from twllm.tokens.tokenizer import ChatTokenizer
 

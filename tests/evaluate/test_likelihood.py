@@ -21,9 +21,9 @@ from twllm.evaluate.task import Task, find_tasks, tasks
 from twllm.evaluate.tmmluplus import subjects
 from twllm.feedback.store import RatingStore
 from twllm.serve.app import create_app
-from twllm.serve.engine import TorchEngine
-from twllm.serve.generation import Score
-from twllm.serve.service import Service
+from twllm.serve.engines.interface import Score
+from twllm.serve.engines.torch.engine import TorchEngine
+from twllm.serve.operation.service import Service
 from twllm.tokens.tokenizer import ChatTokenizer
 
 QUESTIONS = [

@@ -159,7 +159,7 @@ def in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     torch.set_num_threads(1)
-    monkeypatch.setattr("twllm.serve.engine.pick_device", lambda: ("cpu", torch.float32))
+    monkeypatch.setattr("twllm.serve.engines.torch.engine.pick_device", lambda: ("cpu", torch.float32))
 
 
 @pytest.fixture
@@ -258,8 +258,8 @@ def rendered(local: Any, item: Item) -> str:
 @pytest.mark.usefixtures("in_fp32")
 def test_likelihoods_of_the_letters(tiny_checkpoint: Path, tceval: Path) -> None:
     """The `_mc` form: lm-eval's numbers are those of one forward pass of ours, and the mark is the best letter's."""
-    from twllm.serve.engine import TorchEngine
-    from twllm.serve.scoring import score
+    from twllm.serve.engines.torch.engine import TorchEngine
+    from twllm.serve.engines.torch.scoring import score
 
     engine = TorchEngine(tiny_checkpoint)
     theirs = harness(export(str(tceval))[0], ["tceval_strict_mc"], hf(tiny_checkpoint))
@@ -281,8 +281,8 @@ def test_likelihoods_of_the_letters(tiny_checkpoint: Path, tceval: Path) -> None
 def test_plain_text_likelihoods_are_those_of_our_questions(tiny_checkpoint: Path, tceval: Path) -> None:
     """Without a template and with one begin token: the ids of `ask` (`--by likelihood`) give lm-eval's numbers, prefixes too."""
     from twllm.evaluate.ask import Question, encode_questions
-    from twllm.serve.engine import TorchEngine
-    from twllm.serve.scoring import score
+    from twllm.serve.engines.torch.engine import TorchEngine
+    from twllm.serve.engines.torch.scoring import score
 
     engine = TorchEngine(tiny_checkpoint)
     names = ["tceval_strict_mc", "tceval_twllm_ttqa_mc", "tceval_mediatek_ttqa_mc"]

@@ -34,10 +34,10 @@ def checkpoint(tiny_checkpoint: Path, tmp_path: Path) -> Path:
 def server(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     import torch
 
-    from twllm.serve.engine import TorchEngine
+    from twllm.serve.engines.torch.engine import TorchEngine
 
     torch.set_num_threads(1)
-    monkeypatch.setattr("twllm.serve.engine.pick_device", lambda: ("cpu", torch.float32))
+    monkeypatch.setattr("twllm.serve.engines.torch.engine.pick_device", lambda: ("cpu", torch.float32))
     with running(TorchEngine(checkpoint), tmp_path / "ratings.db") as address:
         yield address
 

@@ -14,8 +14,8 @@ from twllm.errors import UserError
 from twllm.evaluate.model import HttpModel, LocalModel, model_fingerprint, open_model
 from twllm.feedback.store import RatingStore
 from twllm.serve.app import create_app
-from twllm.serve.engine import TorchEngine
-from twllm.serve.service import Service
+from twllm.serve.engines.torch.engine import TorchEngine
+from twllm.serve.operation.service import Service
 
 CHATS = [[{"role": "user", "content": text}] for text in ("台灣的首都是？", "玉山多高？「請」回答ㄅㄆㄇ。", "hello")]
 LONG = [{"role": "user", "content": "很長的題目。" * 200}]  # more than the tiny model's 256 tokens
@@ -25,7 +25,7 @@ LONG = [{"role": "user", "content": "很長的題目。" * 200}]  # more than th
 def fp32() -> Iterator[None]:
     """In bf16 (a CPU that multiplies it) a batch rounds otherwise than a single row, and this random model is all near ties."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("twllm.serve.engine.cpu_multiplies_bf16", lambda: False)
+        patch.setattr("twllm.serve.engines.torch.engine.cpu_multiplies_bf16", lambda: False)
         yield
 
 

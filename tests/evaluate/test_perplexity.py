@@ -14,7 +14,7 @@ from twllm.evaluate.bits import TextBits, Windows, engine_of, interval, text_bit
 from twllm.evaluate.no_harm import compare_blocks, parse_texts, read_result
 from twllm.evaluate.runner import evaluate_model
 from twllm.evaluate.texts import read_texts
-from twllm.serve.engine import TorchEngine
+from twllm.serve.engines.torch.engine import TorchEngine
 
 TEXT = "玉山是臺灣最高的山，標高三千九百五十二公尺。\n山友常在清晨出發。" * 6
 

@@ -18,10 +18,14 @@ from twllm.tokens.conversation import read_conversations
 from twllm.tokens.tokenizer import ChatTokenizer
 
 
-def test_each_bucket_is_the_mean_loss_there(tiny_checkpoint: Path, tiny_tokenizer: ChatTokenizer) -> None:
+def test_each_bucket_is_the_mean_loss_there(
+    tiny_checkpoint: Path, tiny_tokenizer: ChatTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, rows = load(tiny_checkpoint), cut(SENTENCES * 3, tiny_tokenizer, 40, 2)
     assert [len(row) for row in rows] == [41, 41] and rows[0][0] == tiny_tokenizer.bos_id
     found = curve(model, rows, 3)  # places 0–13, 14–27, 28–39
+    monkeypatch.setattr("twllm.evaluate.positions.PLACES", 17)  # logits of 17, 17 and 6 places
+    assert curve(model, rows, 3) == pytest.approx(found, rel=1e-5)
     with torch.no_grad():
         losses = torch.stack(
             [torch.nn.functional.cross_entropy(model(torch.tensor([r[:-1]])).logits[0], torch.tensor(r[1:]), reduction="none") for r in rows]

@@ -16,7 +16,7 @@ from twllm.artifact import write_json
 from twllm.cli import app
 from twllm.model.build import load
 from twllm.recipe import load_recipe
-from twllm.serve.engine import TorchEngine
+from twllm.serve.engines.torch.engine import TorchEngine
 from twllm.tokens.build import tokenize_chats
 from twllm.tokens.shards import TokenShard
 from twllm.tokens.tokenizer import ChatTokenizer

@@ -12,6 +12,7 @@ from twllm.errors import UserError
 from twllm.model.build import load
 from twllm.model.rope import context_limit, extend, extend_folder, forget_lengths, scaled
 from twllm.model.rope_config import RopeConfig
+from twllm.serve.engines.vllm import linear_limit
 from twllm.tokens.tokenizer import ChatTokenizer
 from twllm.train.phase import start_model
 
@@ -32,6 +33,7 @@ def test_in_memory_and_from_the_folder_are_one_model(tiny_checkpoint: Path, tmp_
     extend_folder(tiny_checkpoint, rope(type), tmp_path)
     other = load(tmp_path)
     assert context_limit(model.config) == context_limit(other.config) == 1024
+    assert linear_limit(tmp_path) == (1024 if type == "linear" else None)
     assert other.config.max_position_embeddings == (256 if type == "dynamic" else 1024)
     with torch.no_grad():
         torch.testing.assert_close(model(LONG).logits, other(LONG).logits, rtol=0, atol=0)
@@ -104,8 +106,8 @@ def test_what_cannot_be_extended_is_refused(tiny_checkpoint: Path) -> None:
 def test_llamacpp_computes_the_same_angles(tiny_checkpoint: Path, tmp_path: Path, type: str) -> None:
     pytest.importorskip("llama_cpp")
     from twllm.release.gguf import write_gguf
-    from twllm.serve.engines.llamacpp_runner import LlamaCppRunner
-    from twllm.serve.engines.runner import Work
+    from twllm.serve.engines.batching.runner import Work
+    from twllm.serve.engines.cpu.llamacpp import LlamaCppRunner
 
     extend_folder(tiny_checkpoint, rope(type), tmp_path)
     file = write_gguf(tmp_path, tmp_path / "m.gguf", "f32", vocabulary=False)
@@ -140,3 +142,38 @@ def test_what_gguf_and_openvino_have_no_form_for_is_refused_by_name(tiny_checkpo
     file.write_text(json.dumps(config))
     with pytest.raises(UserError, match="attention_factor"):
         write_gguf(tmp_path / "yarn", tmp_path / "m.gguf", "f32", vocabulary=False)
+
+
+@pytest.mark.parametrize("type", KINDS)
+def test_the_torch_engine_beyond_the_old_length(tiny_checkpoint: Path, tmp_path: Path, type: str) -> None:
+    """Read in pieces and answered, then another, shorter text: what transformers' own cache gives a fresh model."""
+    from transformers import DynamicCache
+
+    from twllm.serve.engines.batching.runner import Work
+    from twllm.serve.engines.torch.runner import LoneRunner, open_runner
+
+    extend_folder(tiny_checkpoint, rope(type), tmp_path)
+    runner, ids = open_runner(load(tmp_path), slots=2), LONG[0].tolist()
+    assert runner.context == 1024 and isinstance(runner, LoneRunner) == (type == "dynamic")
+
+    @torch.no_grad()
+    def expected(first: int, last: int) -> torch.Tensor:
+        model = load(tmp_path)
+        cache = DynamicCache(config=model.config)
+        logits = model(LONG[:, :first], cache=cache).logits
+        for at in range(first, last):
+            logits = model(LONG[:, at : at + 1], cache=cache).logits
+        return logits[0, -1]
+
+    def answered(slot: int, first: int, last: int) -> torch.Tensor:
+        runner.step([Work(slot, ids[:200], False)])
+        (logits,) = runner.step([Work(slot, ids[200:first], True)])
+        for at in range(first, last):
+            (logits,) = runner.step([Work(slot, ids[at : at + 1], True)])
+        assert logits is not None
+        return torch.from_numpy(logits)
+
+    for slot, (first, last) in enumerate([(690, 700), (400, 402)]):
+        torch.testing.assert_close(answered(slot, first, last), expected(first, last), rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        assert float((expected(690, 700) - load(tiny_checkpoint)(LONG).logits[0, -1]).abs().max()) > 0.05

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from tests.tokens.extend_bases import byte_level_base, corpus
 from twllm.cli import app
 from twllm.model.build import save
+from twllm.release.facts import card_licence
 from twllm.tokens.tokenizer import ChatTokenizer
 
 pytest.importorskip("gguf")
@@ -77,6 +78,9 @@ def pruned(root: Path, told: str) -> None:
     assert (config["num_hidden_layers"], config["num_attention_heads"], config["num_key_value_heads"]) == (3, 2, 2)
     assert (config["intermediate_size"], config["hidden_size"], config["head_dim"]) == (64, 32, 16)
     assert report["parameters"][1] < 0.6 * report["parameters"][0] and len(report["layers_cut"]) == 3
+    assert card_licence(str(root / "small")) == "cc-by-4.0"  # of the first base, through resize, deepen and prune
+    assert (report["card"]["base"], report["card"]["name"]) == ("deep", "small")
+    assert report["card"]["parameters"] == report["parameters"][1]
     logits(root / "small", IDS)
 
 
@@ -120,8 +124,8 @@ def told_by_llama_cpp(file: Path, folder: Path) -> None:
     """llama.cpp's own logits, where it is installed."""
     if not importlib.util.find_spec("llama_cpp"):
         return
-    from twllm.serve.engines.llamacpp_runner import LlamaCppRunner
-    from twllm.serve.engines.runner import Work
+    from twllm.serve.engines.batching.runner import Work
+    from twllm.serve.engines.cpu.llamacpp import LlamaCppRunner
 
     runner = LlamaCppRunner(file, precision="fp32", slots=1, threads=1)
     try:
@@ -154,10 +158,10 @@ ROWS = {
     "vocabulary": Row("tokenizer extend {root}/base {root}/corpus.txt --add 120 --out {root}/tokenizer", extended),
     "resize": Row("model resize {root}/base {root}/tokenizer --init focus --texts {root}/corpus.txt --out {root}/extended", resized),
     "sizes": Row("model sizes --json", sized),
-    "deepen": Row("model deepen {root}/extended --layers 6 --method expand --out {root}/expanded", deepened),
-    "deepen solar": Row("model deepen {root}/extended --layers 6 --out {root}/deep", stacked),
+    "deepen": Row("model deepen {root}/extended --layers 6 --method expand --machine {root}/machine.toml --out {root}/expanded", deepened),
+    "deepen solar": Row("model deepen {root}/extended --layers 6 --machine {root}/machine.toml --out {root}/deep", stacked),
     "prune": Row(
-        "model prune {root}/deep --texts {root}/corpus.txt --layers 3 --heads 2 --intermediate 64 --width 32 --tokens 2000 --out {root}/small",
+        "model prune {root}/deep --texts {root}/corpus.txt --layers 3 --heads 2 --intermediate 64 --width 32 --tokens 2000 --machine {root}/machine.toml --out {root}/small",
         pruned,
     ),
     "distill": Row(f"train sft --model {{root}}/small --data twllm:taiwan_facts --out {{root}}/student --set teacher.model={{root}}/deep {TRAIN}", distilled),
@@ -188,6 +192,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         eos_token_id=tokenizer.eos_id, pad_token_id=None,
     )  # fmt: skip
     save(LlamaForCausalLM(config), tokenizer, folder / "base")
+    (folder / "base" / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n# base\n", encoding="utf-8")
     (folder / "corpus.txt").write_text("\n".join(corpus()), encoding="utf-8")
     (folder / "machine.toml").write_text(MACHINE)
     return folder

@@ -197,8 +197,8 @@ def test_commands(tmp_path: Path, tiny_tokenizer: ChatTokenizer, capsys: pytest.
 
 
 def test_the_torch_engine_serves_it() -> None:
-    from twllm.serve.engines.runner import Work
-    from twllm.serve.engines.torch_runner import TorchRunner, open_runner
+    from twllm.serve.engines.batching.runner import Work
+    from twllm.serve.engines.torch.runner import TorchRunner, open_runner
 
     model = upcycle(dense(), MoeShape(granularity=2)).eval()
     runner = open_runner(model, slots=4)

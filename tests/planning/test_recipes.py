@@ -1,6 +1,7 @@
 """The large recipes: they are valid, plan offline without data or base model, fit their machine file, and the docs say what is computed."""
 
 import importlib.util
+import json
 from pathlib import Path
 from types import ModuleType
 
@@ -74,6 +75,42 @@ def test_plan_writes_a_machine_file_that_loads(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="one card"):
         qlora = str(ROOT / "recipes" / "qlora-1gpu.toml")
         CliRunner().invoke(app, ["plan", qlora, "--gpus", "8"], catch_exceptions=False)
+
+
+def test_plan_for_scripts_and_eyes(tmp_path: Path) -> None:
+    picture, recipe = tmp_path / "p.png", str(ROOT / "recipes" / "taiwan-llm-7b-v2.toml")
+    told = CliRunner().invoke(app, ["plan", recipe, "--gpus", "8", "--gpu", "a100", "--json", "--plot", str(picture)])
+    found = json.loads(told.stdout)
+    assert found["fits"] and found["chosen"]["sharding"] == "optimizer" and len(found["options"]) == 9
+    parts = found["phases"][0]["memory"]
+    assert sum(parts.values()) == pytest.approx(2 * parts["total"]) and picture.read_bytes().startswith(b"\x89PNG")
+    told = CliRunner().invoke(app, ["plan", recipe, "--gpus", "1", "--gpu", "4090", "--json"])
+    found = json.loads(told.stdout)
+    assert told.exit_code == 2 and not found["fits"] and found["chosen"] is None
+    assert [line.split("：")[0] for line in found["advice"]] == ["8 張這種卡 (8 GPUs)", "QLoRA"]
+    tight = ["--gpus", "8", "--gpu", "a100-40", "--memory-gib", "20", "--json", "--set", "feedback.enabled=false"]
+    assert any(
+        "context = " in line for line in json.loads(CliRunner().invoke(app, ["plan", recipe, *tight]).stdout)["advice"]
+    )
+
+
+def test_pictures_and_a_teacher_are_in_the_plan(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    from twllm.plan import dry_run
+    from twllm.train.config import MachineConfig
+
+    seen = dry_run(load_recipe(ROOT / "recipes" / "vision.toml"), None, MachineConfig(), 1.0)
+    cost = {plan.name: plan for plan in seen.phases}
+    assert (
+        list(cost) == ["pretrain", "sft", "encode", "align", "instruct"]
+        and cost["instruct"].flops > cost["align"].flops
+    )
+    where = [f"{key}={tiny_checkpoint}" for key in ("base.model", "sft.teacher.model")]
+    alone = ["sft.teacher=false", "tokenizer.method='keep'", "base.prune=false", "sft.context=64"]
+    plans = [
+        dry_run(load_recipe(ROOT / "recipes" / "distill.toml", [*where, *more]), None, MachineConfig(), 1.0).phases[0]
+        for more in (alone[1:], [*alone[1:], alone[0]])
+    ]
+    assert plans[0].memory.total > plans[1].memory.total and plans[0].flops > plans[1].flops
 
 
 def test_a_context_beyond_the_model_is_refused() -> None:

@@ -1,6 +1,7 @@
 """The model card: every data set with its licences, and what must be said first; the facts it is written from."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ import pytest
 import yaml
 
 from twllm.recipe import Recipe
-from twllm.release.card import model_card
+from twllm.release.card import carry_card, model_card
 from twllm.release.facts import ModelFacts, data_uses, facts_of_folder, facts_of_run
+from twllm.release.gate import reasons
 
 SCORES: dict[str, Any] = {"culture": {"score": 0.9, "n": 100}}
 
@@ -113,6 +115,25 @@ def test_a_run_reads_the_stages_manifests(tiny_checkpoint: Path, tmp_path: Path)
     text = model_card(facts)
     assert "qa.jsonl 3" in text and facts.base_license is None and facts.parameters > 10_000
     assert "| sft | lr " in text and "USER: 臺灣最高的山" in text
+
+
+def test_what_a_base_was_made_of_goes_on(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    """Another shape of a released model, and a recipe that starts from it: licence and data are still told, and still count."""
+    base, small = tmp_path / "base", tmp_path / "small"
+    shutil.copytree(tiny_checkpoint, base)
+    data = recipe({"path": "qa.jsonl", "license": "CC-BY-NC-4.0"})
+    released = replace(facts_of_run(data, tiny_checkpoint, SCORES), license="cc-by-nc-4.0", name="base")
+    (base / "manifest.json").write_text(json.dumps({"metrics": {"card": released.to_row()}}))
+    shutil.copytree(tiny_checkpoint, small)
+    told = carry_card(base, str(base), small, small)
+    (small / "manifest.json").write_text(json.dumps({"metrics": told}))
+    again = recipe({"path": "own.jsonl", "license": "MIT"})
+    again = again.model_copy(update={"base": again.base.model_copy(update={"size": None, "model": str(small)})})
+    facts = facts_of_run(again, tiny_checkpoint, SCORES)
+    assert (facts.base, facts.base_license) == ("small", "cc-by-nc-4.0")
+    assert [(use.name, use.use) for use in facts.uses] == [("qa.jsonl", "底模 base：sft"), ("own.jsonl", "sft")]
+    assert not facts_of_folder(small).scores  # they were the other shape's
+    assert {reason.kind for reason in reasons("apache-2.0", facts.base_license, facts.uses)} == {"non_commercial"}
 
 
 def test_a_foreign_folder_keeps_its_card(tmp_path: Path, tiny_checkpoint: Path) -> None:

@@ -66,8 +66,8 @@ def test_hf_folder_opens_and_is_equal(model: Path, tmp_path: Path, tiny_tokenize
 
 
 def test_all_engines_open_it(model: Path, tmp_path: Path) -> None:
-    from twllm.serve.engine import TorchEngine
-    from twllm.serve.generation import Sampling
+    from twllm.serve.engines.interface import Sampling
+    from twllm.serve.engines.torch.engine import TorchEngine
 
     export(str(model), tmp_path / "out", Export())
     ids = ChatTokenizer.load(model).encode_chat([{"role": "user", "content": "你好"}], add_generation_prompt=True).ids
@@ -79,8 +79,8 @@ def test_all_engines_open_it(model: Path, tmp_path: Path) -> None:
         engine.close()
     assert first.id == expected
     pytest.importorskip("openvino")
-    from twllm.serve.engines.openvino_runner import OpenVinoRunner
-    from twllm.serve.engines.runner import Work
+    from twllm.serve.engines.batching.runner import Work
+    from twllm.serve.engines.cpu.openvino import OpenVinoRunner
 
     runner = OpenVinoRunner(tmp_path / "out", precision="fp32", slots=1, threads=1)
     try:
@@ -93,8 +93,8 @@ def test_all_engines_open_it(model: Path, tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_the_torch_engine_opens_int8(model: Path, tmp_path: Path) -> None:
     pytest.importorskip("torchao")
-    from twllm.serve.engine import TorchEngine
-    from twllm.serve.generation import Sampling
+    from twllm.serve.engines.interface import Sampling
+    from twllm.serve.engines.torch.engine import TorchEngine
 
     export(str(model), tmp_path / "out", Export(formats=("int8",), scores=False))
     engine = TorchEngine(tmp_path / "out", threads=1, precision="fp32")

@@ -115,7 +115,7 @@ def llama_ids(file: Path, text: str) -> list[int]:
 
     import llama_cpp.llama_cpp as lib
 
-    from twllm.serve.engines.llamacpp_runner import _start
+    from twllm.serve.engines.cpu.llamacpp import _start
 
     _start()
     settings = lib.llama_model_default_params()
@@ -228,8 +228,8 @@ def test_logits_are_those_of_transformers(kind: str, tmp_path: Path, tiny_tokeni
     pytest.importorskip("llama_cpp")
     import transformers
 
-    from twllm.serve.engines.llamacpp_runner import LlamaCppRunner
-    from twllm.serve.engines.runner import Work
+    from twllm.serve.engines.batching.runner import Work
+    from twllm.serve.engines.cpu.llamacpp import LlamaCppRunner
 
     tokenizer = {"pieces": pieces_tokenizer, "own": lambda: own_trained(tmp_path)}.get(kind, lambda: tiny_tokenizer)()
     torch.manual_seed(0)

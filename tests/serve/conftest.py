@@ -10,8 +10,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from twllm.feedback.store import RatingStore
-from twllm.serve.app import bind, create_app
-from twllm.serve.generation import (
+from twllm.serve.app import create_app
+from twllm.serve.engines.decoding.text import AnswerText, answer_lead
+from twllm.serve.engines.interface import (
     Engine,
     GenerateFromSubmit,
     OnEvent,
@@ -20,8 +21,8 @@ from twllm.serve.generation import (
     TokenEvent,
     require_room,
 )
-from twllm.serve.service import Service
-from twllm.serve.text import AnswerText, answer_lead
+from twllm.serve.operation.service import Service
+from twllm.serve.start import bind
 from twllm.tokens.tokenizer import ChatTokenizer
 
 ANSWER = "台灣最高的山是玉山，標高 3,952 公尺。🏔️「好高喔！」ㄅㄆㄇ 鹽埕、砢磣。"

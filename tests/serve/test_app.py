@@ -17,9 +17,8 @@ from starlette.testclient import TestClient
 from tests.serve.conftest import ScriptedEngine
 from twllm.errors import UserError
 from twllm.feedback.store import RatingStore
-from twllm.serve.listen import bind
-from twllm.serve.pages import WEB
-from twllm.serve.start import serve
+from twllm.serve.start import bind, serve
+from twllm.serve.web.pages import WEB
 
 RATING = {
     "conversation_id": "c1",

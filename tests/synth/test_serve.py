@@ -6,7 +6,7 @@ from pathlib import Path
 from tests.serve.conftest import ScriptedEngine, running
 from tests.synth.conftest import endpoint, everything, read
 from tests.synth.planted import LONG, good_pairs
-from twllm.serve.engine import TorchEngine
+from twllm.serve.engines.torch.engine import TorchEngine
 from twllm.synth.config import SelfplayConfig, make
 from twllm.synth.prompts import load_prompts
 from twllm.synth.run import Session, make_rows

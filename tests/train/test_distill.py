@@ -74,7 +74,7 @@ def plain_loss(
 def test_loss_and_gradient_are_the_plain_ones(
     make_trainer: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int, rows: int
 ) -> None:
-    monkeypatch.setattr(distill, "CHUNK", chunk)
+    monkeypatch.setattr("twllm.train.loss.CHUNK", chunk)
     seen: list[int] = []
 
     def linear(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

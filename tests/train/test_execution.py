@@ -1,6 +1,6 @@
 """All ways to run a model's passes are the same sum: fused layers, attention forms, checkpointing; batches made ahead keep their order."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +9,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.flex_attention import flex_attention
+from torch.nn.attention import flex_attention
 from transformers import PreTrainedModel
 
 from tests.train.test_loop import run_and_kill
 from twllm.errors import UserError
 from twllm.model.build import load, weights_fingerprint
 from twllm.tokens.shards import TokenShard, write_shard
-from twllm.train import attention, buckets
+from twllm.train import attention, buckets, execution
 from twllm.train.config import MachineConfig
 from twllm.train.data import Batch, PackedData
-from twllm.train.execution import prepare
+from twllm.train.execution import attention_form, prepare
 from twllm.train.fused import Fused, can_fuse
 from twllm.train.loop import Trainer
 from twllm.train.loss import head_loss, token_loss
@@ -159,44 +159,146 @@ def test_buckets_with_shared_keys_in_bf16(batch: Batch, heads: tuple[int, int]) 
         assert error < 0.01
 
 
-def test_varlen_layout(tiny_checkpoint: Path, batch: Batch, expected: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel needs a GPU; its contract (cumulative lengths, causal from the end) is kept by a loop here."""
+def probabilities(q: Tensor, k: Tensor, scale: float) -> Tensor:
+    """(H, queries, keys) of one document: causal from the end."""
+    scores = torch.einsum("qhe,khe->hqk", q, k) * scale
+    ahead = torch.ones(scores.shape[1:], dtype=torch.bool).triu(1 + len(k) - len(q))
+    return scores.masked_fill(ahead, -torch.inf).softmax(-1)
 
-    def kernel(
-        q: Tensor, k: Tensor, v: Tensor, q_ends: Tensor, k_ends: Tensor, longest_q: int, longest_k: int, *, scale: float,
-        window_size: tuple[int, int], enable_gqa: bool,
-    ) -> Tensor:  # fmt: skip
-        assert window_size == (-1, 0) and q_ends.dtype == k_ends.dtype == torch.int32
-        found = []
-        for i in range(len(q_ends) - 1):
-            a, b = slice(q_ends[i], q_ends[i + 1]), slice(k_ends[i], k_ends[i + 1])
-            length, keys = len(q[a]), len(k[b])
-            assert length <= longest_q and keys <= longest_k
-            mask = torch.ones(length, keys, dtype=torch.bool).tril(keys - length)
-            parts = (x.transpose(0, 1)[None] for x in (q[a], k[b], v[b]))
-            one = F.scaled_dot_product_attention(*parts, attn_mask=mask, scale=scale, enable_gqa=enable_gqa)
-            found.append(one[0].transpose(0, 1))
-        return torch.cat(found)
 
-    monkeypatch.setattr(attention.varlen, "varlen_attn", kernel)
+def documents(q_ends: Tensor, k_ends: Tensor) -> list[tuple[slice, slice]]:
+    ends = (zip(x[:-1].tolist(), x[1:].tolist(), strict=True) for x in (q_ends, k_ends))
+    return [(slice(*a), slice(*b)) for a, b in zip(*ends, strict=True)]
+
+
+def flash_forward(
+    q: Tensor, k: Tensor, v: Tensor, q_ends: Tensor, k_ends: Tensor, longest_q: int, longest_k: int, dropout: float, causal: bool,
+    debug: bool, *, scale: float, window_size_left: int, window_size_right: int, **others: Any,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """aten::_flash_attention_forward for a CPU: what the GPU's kernel demands is asserted, documents go one by one."""
+    assert (dropout, causal, window_size_left, window_size_right) == (0.0, True, -1, 0)
+    assert {q.dtype} == {k.dtype, v.dtype} and all(x.stride(-1) == 1 and x.shape[-1] % 8 == 0 for x in (q, k, v))
+    assert not any(value is not None for value in others.values() if value is not False)
+    assert (q_ends[0], q_ends[-1], k_ends[0], k_ends[-1]) == (0, len(q), 0, len(k))
+    for ends, longest in ((q_ends, longest_q), (k_ends, longest_k)):
+        assert ends.dtype == torch.int32 and ends.is_contiguous() and int(ends.diff().min()) > 0
+        assert int(ends.diff().max()) == longest
+    wide = [x.float().repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (q, k, v)]
+    found = [
+        torch.einsum("hqk,khe->qhe", probabilities(wide[0][a], wide[1][b], scale), wide[2][b])
+        for a, b in documents(q_ends, k_ends)
+    ]
+    return torch.cat(found).to(q.dtype), torch.zeros(q.shape[1], len(q)), *(torch.zeros(2) for _ in range(3))
+
+
+def flash_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, q_ends: Tensor, k_ends: Tensor, *rest: Any, scale: float,
+    **others: Any,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """aten::_flash_attention_backward."""
+    assert grad.stride(-1) == 1 and grad.dtype == q.dtype
+    G = q.shape[1] // k.shape[1]
+    wide = [x.float().repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (q, k, v)]
+    d_q, d_k, d_v = (torch.zeros_like(x) for x in wide)
+    for a, b in documents(q_ends, k_ends):
+        p, up = probabilities(wide[0][a], wide[1][b], scale), grad[a].float()
+        d_p = torch.einsum("qhe,khe->hqk", up, wide[2][b])
+        d_s = p * (d_p - (d_p * p).sum(-1, keepdim=True)) * scale
+        d_v[b] = torch.einsum("hqk,qhe->khe", p, up)
+        d_q[a] = torch.einsum("hqk,khe->qhe", d_s, wide[1][b])
+        d_k[b] = torch.einsum("hqk,qhe->khe", d_s, wide[0][a])
+    d_k, d_v = (x.unflatten(1, (-1, G)).sum(2) for x in (d_k, d_v))
+    return tuple(x.to(q.dtype) for x in (d_q, d_k, d_v))
+
+
+@pytest.fixture
+def flash() -> Iterator[None]:
+    """torch's own `varlen_attn` on a CPU, with the kernels under it replaced: signature, autograd and layout are the real ones."""
+    library = torch.library.Library("aten", "IMPL")
+    library.impl("_flash_attention_forward", flash_forward, "CPU")
+    library.impl("_flash_attention_backward", flash_backward, "CPU")
+    yield
+    library._destroy()
+
+
+@pytest.mark.filterwarnings("ignore")  # an operator of torch's is given a second home
+@pytest.mark.parametrize("fused", [True, False])
+def test_varlen_is_the_same_sum(tiny_checkpoint: Path, batch: Batch, expected: Any, flash: None, fused: bool) -> None:
     model = load(tiny_checkpoint)
-    Fused(model, None)
+    if fused:
+        Fused(model, None)
     model.set_attn_implementation(attention.VARLEN_NAME)
+    assert (attention.VarlenLayout(batch).keys is None) == (batch.prefix == 0)
     same(result(model, batch, "varlen"), expected)
+    with torch.autocast("cpu", torch.bfloat16):  # q, k and v reach the kernel in one precision: it asserts that
+        loss, gradients = result(model, batch, "varlen")
+    assert loss == pytest.approx(expected[0], rel=0.01)
+    for name, gradient in expected[1].items():
+        assert (gradients[name] - gradient).norm() < 0.05 * gradient.norm(), name
 
 
+@pytest.mark.filterwarnings("ignore")  # torch.compile warns about itself
+@pytest.mark.parametrize("fused", [True, False])
+def test_flex_is_the_same_sum(
+    tiny_checkpoint: Path, batch: Batch, expected: Any, fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch refuses FlexAttention's backward on a CPU for want of a kernel; its reference implementation has one."""
+    monkeypatch.setattr(flex_attention, "_validate_device", lambda *parts: None)
+    model = load(tiny_checkpoint)
+    if fused:
+        Fused(model, None)
+    model.set_attn_implementation(attention.FLEX_NAME)
+    same(result(model, batch, "flex"), expected)
+
+
+@pytest.mark.parametrize("heads", [(6, 2), (4, 2)])
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-def test_flex_mask(batch: Batch) -> None:
-    """torch has no backward of FlexAttention on a CPU: its forward with our block mask."""
+def test_flex_takes_any_number_of_shared_keys(batch: Batch, heads: tuple[int, int]) -> None:
     torch.manual_seed(0)
-    B, T = batch.ids.shape
-    q, k, v = (torch.randn(B, H, T, 8) for H in (4, 2, 2))
-    found = flex_attention(q, k, v, block_mask=attention.block_mask(batch.document), enable_gqa=True)
-    mask = attention.document_mask(batch.document)
-    exact = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
-    assert isinstance(found, Tensor)
-    real = (batch.document >= 0)[:, None, :, None].expand_as(exact)
-    torch.testing.assert_close(found[real], exact[real], rtol=1e-4, atol=1e-5)
+    T = batch.ids.shape[1]
+    q, k, v = (torch.randn(len(batch.ids), H, T, 8) for H in (heads[0], heads[1], heads[1]))
+    found, _ = attention.attend_flex(torch.nn.Identity(), q, k, v, attention.block_mask(batch.document), 0.3)
+    exact = F.scaled_dot_product_attention(q, k, v, attention.document_mask(batch.document), scale=0.3, enable_gqa=True)
+    torch.testing.assert_close(found, exact.transpose(1, 2), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("prefix", [0, 140, 300])
+@pytest.mark.parametrize("T", [512, 700])
+def test_block_mask_is_torchs(prefix: int, T: int) -> None:
+    """Same blocks, whole ones and partial ones, as torch finds by looking at every place."""
+    rng = np.random.default_rng(prefix + T)
+    document = torch.full((4, T), -1)
+    for row in range(4):
+        document[row, :prefix], at, number = 0, prefix, 1
+        while at < T - 60 * row:
+            length = int(rng.integers(5, 300 if row % 2 else 40))
+            document[row, at : at + length], at, number = number, at + length, number + 1
+    found, mask = attention.block_mask(document), attention.document_mask(document)[:, 0]
+    exact = flex_attention.create_block_mask(lambda b, h, q, k: mask[b, q, k], 4, None, T, T, device="cpu")
+    for name in ("kv_num_blocks", "full_kv_num_blocks", "q_num_blocks", "full_q_num_blocks"):
+        assert torch.equal(getattr(found, name), getattr(exact, name)), name
+    for name in ("kv", "full_kv", "q", "full_q"):  # what stands after the blocks that count does not matter
+        for counts, mine, torchs in zip(
+            getattr(exact, f"{name}_num_blocks").flatten(0, 2), getattr(found, f"{name}_indices").flatten(0, 2),
+            getattr(exact, f"{name}_indices").flatten(0, 2), strict=True,
+        ):  # fmt: skip
+            assert torch.equal(mine[:counts], torchs[:counts])
+    assert found.seq_lengths == exact.seq_lengths == (T, T)
+
+
+@pytest.mark.parametrize(
+    ("precision", "capability", "fused", "compiled", "width", "form"),
+    [
+        ("bf16", (9, 0), True, True, 128, "varlen"), ("bf16", (9, 0), False, False, 128, "varlen"), ("bf16", (8, 0), True, True, 64, "varlen"),
+        ("bf16", (7, 5), True, True, 128, "flex"), ("fp32", (9, 0), True, True, 128, "flex"), ("bf16", (9, 0), True, True, 100, "flex"),
+        ("bf16", (9, 0), True, True, 512, "flex"), ("bf16", (9, 0), False, True, 128, "mask"), ("fp32", (9, 0), True, True, 8, "mask"),
+    ],
+)  # fmt: skip
+def test_form_of_attention_on_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, precision: str, capability: tuple[int, int], fused: bool, compiled: bool, width: int, form: str
+) -> None:  # fmt: skip
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    assert attention_form(Machine("cuda", precision, 1, compiled, "mask"), fused, width) == form
 
 
 def test_what_cannot_be_fused_keeps_its_layers(tiny_checkpoint: Path) -> None:
@@ -229,6 +331,41 @@ def test_head_gradients_are_made_once(tiny_checkpoint: Path) -> None:
     assert float(head_loss(hidden[:0], weight, labels[:0]).detach()) == 0.0
     extreme = torch.full((1, 8), 1e3, requires_grad=True)  # p of the label underflows: its logarithm must not
     assert torch.isfinite(head_loss(extreme, weight, labels[:1]))
+
+
+@pytest.mark.filterwarnings("ignore")  # torch.compile warns about itself
+@pytest.mark.parametrize("checkpointing", ["none", "selective"])
+@pytest.mark.parametrize("compiled", [True, False])
+def test_offload_moves_activations_and_no_weights(
+    tiny_checkpoint: Path, batch: Batch, expected: Any, monkeypatch: pytest.MonkeyPatch, checkpointing: str, compiled: bool
+) -> None:  # fmt: skip
+    """The copies need a GPU; what is copied, and that the sum stays, do not."""
+    compile_ = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda function, **options: compile_(function, backend="aot_eager", **options)
+    )
+    moved: list[tuple[int, ...]] = []
+    to_host = execution.to_host
+
+    def pretend(tensor: Tensor, stay: Any) -> Any:
+        assert to_host(tensor, stay) is tensor  # it is on the host already
+        if tuple(tensor.shape) in stay or tensor.nbytes < 1000:
+            return tensor
+        moved.append(tuple(tensor.shape))
+        return tensor.device, tensor.clone()
+
+    monkeypatch.setattr(execution, "to_host", pretend)
+    model = load(tiny_checkpoint)
+    machine, ready = prepare(model, Machine("cpu", "fp32", 1, compiled, "pieces", checkpointing, offload=True), SHAPE)
+    model.train()
+    with ready.forward_context():
+        loss, _ = token_loss(model, batch, machine.attention)
+    loss.backward()
+    found = float(loss.detach()), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    same(found, expected)
+    weights = {tuple(p.shape) for p in model.parameters()}
+    assert moved and not weights & set(moved)
+    assert any(np.prod(shape) == np.prod(SHAPE) * 32 for shape in moved)
 
 
 def test_prefetch_keeps_order_and_errors() -> None:

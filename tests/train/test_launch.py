@@ -2,18 +2,19 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import SENTENCES
 from tests.train.ranks import free_port
 from twllm.errors import UserError
 from twllm.recipe import load_machine
 from twllm.train.config import MachineConfig, SftConfig
 from twllm.train.distributed import check_gpus, launched
-from twllm.train.launch import as_deepspeed
+from twllm.train.launch import as_deepspeed, slurm
+from twllm.train.ledger import tell
 
 TINY = Path(__file__).parents[2] / "recipes" / "tiny.toml"
 FULL = {
@@ -31,31 +32,52 @@ FAKE = {  # what the script needs of Slurm; srun starts a torchrun for each of t
 }
 
 
-def test_a_slurm_script_starts_two_hosts_that_train_one_model(tmp_path: Path) -> None:
+RECIPE = """
+name = "small"
+[base]
+model = "{model}"
+[tokenizer]
+method = "keep"
+[template]
+name = "taiwan-llm-v2"
+[[corpus.sources]]
+path = "{texts}"
+license = "CC-BY-4.0"
+[pretrain]
+batch_tokens = 256
+context = 64
+max_tokens = 1024
+"""
+
+
+def test_a_slurm_script_starts_two_hosts_that_train_one_model(
+    tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name, text in FAKE.items():
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
-    machine = tmp_path / "cpu.toml"
+    machine, recipe, texts = tmp_path / "cpu.toml", tmp_path / "small.toml", tmp_path / "texts.jsonl"
     machine.write_text('device = "cpu"\nthreads = 1\nsharding = "full"\ntensorboard = false\nprecision = "fp32"\n')
-    python = f"{sys.executable} -m torch.distributed.run"
-    command = [
-        sys.executable, "-m", "twllm", "train", "slurm", str(TINY), "--nodes", "2", "--gpus-per-node", "1", "--cpu", "--machine", str(machine),
-        "--out", str(tmp_path / "run"), "--script", str(tmp_path / "job.sh"), "--torchrun", python, "--until", "pretrain", "--submit",
-        "--set", "pretrain.max_tokens=3000", "--sbatch", "--partition=cpu",
-    ]  # fmt: skip
-    slurm = {
-        "PATH": f"{tmp_path}:{os.environ['PATH']}", "LOG": str(tmp_path / "log"), "SLURM_JOB_NODELIST": "n[1-2]",
-        "SLURM_JOB_ID": str(free_port() - 20000 if free_port() > 20000 else 7),
-    }  # fmt: skip
-    done = subprocess.run(command, env={**os.environ, **slurm}, capture_output=True, text=True, timeout=180)
-    log = (tmp_path / "log").read_text()
-    assert done.returncode == 0 and "Submitted batch job 7" in done.stdout, done.stderr + log
+    rows = [{"id": f"{i}", "text": SENTENCES[i % 3] * (1 + i // 3) + f"{i}。"} for i in range(12)]
+    texts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe.write_text(RECIPE.format(model=tiny_checkpoint, texts=texts))
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("LOG", str(tmp_path / "log"))
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "n[1-2]")
+    monkeypatch.setenv("SLURM_JOB_ID", str(free_port() - 20000))
+    slurm(
+        recipe, nodes=2, gpus_per_node=1, machine=machine, out=tmp_path / "run", script=tmp_path / "job.sh", until="pretrain", submit=True,
+        cpu=True, set_=["corpus.steps=[]"], sbatch=["--partition=cpu"], torchrun=f"{sys.executable} -m torch.distributed.run",
+    )  # fmt: skip
+    told = (tmp_path / "log").read_text()
+    assert "Submitted batch job 7" in capsys.readouterr().out, told
     assert "#SBATCH --partition=cpu\n" in (tmp_path / "job.sh").read_text()
     manifest = json.loads((tmp_path / "run" / "pretrain" / "manifest.json").read_text())
     assert manifest["metrics"]["processes"] == {"sharding": "full", "replicate": 1, "shard": 2, "tensor": 1}
     assert (tmp_path / "run" / "pretrain" / "model.safetensors").is_file()
-    seen = [sys.executable, "-m", "twllm", "train", "seen", str(tmp_path / "run" / "pretrain"), "--step", "1"]
-    lines = subprocess.run(seen, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert not list((tmp_path / "run").glob(".seen-*"))  # the mark by which the hosts know that they share the folder
+    tell(tmp_path / "run" / "pretrain", 1, None)
+    lines = capsys.readouterr().out.splitlines()
     assert len(lines) > 1 and not lines[1].endswith("?")
 
 

@@ -13,9 +13,9 @@ from twllm.model.build import weights_fingerprint
 from twllm.train.config import OptimConfig
 from twllm.train.loop import Trainer
 from twllm.train.optim import learning_rate
+from twllm.train.plots import plot_loss
 from twllm.train.rows import read_rows
 from twllm.train.state import list_states
-from twllm.train.watch import plot_loss
 
 Make = Callable[..., Trainer]
 

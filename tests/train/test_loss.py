@@ -110,3 +110,29 @@ def test_models_we_would_train_wrongly_are_refused(tiny_checkpoint: Path, change
         setattr(model.config, key, value)
     with pytest.raises(UserError, match=next(iter(change))):
         check_model(model, 64)
+
+
+def head_peak(tokens: int, whole: bool, vocab: int = 128_256) -> int:
+    """Bytes that forward and backward of the head hold at their fullest, by the allocator's record."""
+    from torch.profiler import ProfilerActivity, profile
+
+    hidden, weight = torch.randn(tokens, 16, requires_grad=True), torch.randn(vocab, 16, requires_grad=True)
+    labels = torch.randint(0, vocab, (tokens,))
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        if whole:
+            torch.nn.functional.cross_entropy(hidden @ weight.T, labels, reduction="sum").backward()
+        else:
+            head_loss(hidden, weight, labels).backward()
+    now = peak = 0
+    for event in sorted(profiler.profiler.kineto_results.events(), key=lambda e: e.start_ns()):
+        now += event.nbytes() if event.name() == "[memory]" else 0
+        peak = max(peak, now)
+    return peak
+
+
+def test_memory_of_a_128k_vocabulary_does_not_grow_with_the_tokens() -> None:
+    """Widths are small, so that logits are all there is to see: a chunk's, whatever the context."""
+    torch.manual_seed(0)
+    short, long = head_peak(600, whole=False), head_peak(1200, whole=False)
+    assert long - short < 2_000_000  # hidden states and labels of 600 tokens; their logits would be 308 MB
+    assert long < head_peak(400, whole=True)

@@ -1,72 +1,136 @@
-"""One process = two = four, whatever is shared out; states go on with another number of processes; a killed one ends all, with words."""
+"""One process = two = four, whatever learns and whatever is shared out; states go on with another number; a killed one ends all, with words."""
 
 import os
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.train.rank_work import train
+from tests.train.rank_work import Case, train, train_all, write_data
 from tests.train.ranks import collect, run_ranks, start_ranks
-from twllm.tokens.shards import TokenShard
+from twllm.tokens.tokenizer import ChatTokenizer
 from twllm.train.ledger import NAME, blocks
+
+FULL, OFTEN = {"sharding": "full"}, {"checkpoint_every_s": 1e-9}
+TWO = (
+    Case("copies"),
+    Case("as ZeRO-2", machine={"sharding": "optimizer"}),
+    Case("as ZeRO-3", machine=FULL),
+    Case("tensor parallel", machine={"tensor_parallel": 2}),
+    Case("texts", "pretrain", machine=FULL),
+    Case("rated +1", "positive"),
+    Case("dpo", "dpo", machine=FULL),
+    Case("kto", "kto", machine={"sharding": "optimizer"}),
+    Case("teacher", settings={"teacher": {"model": "teacher"}}, machine=FULL),
+    Case("experts", model="moe", machine=FULL),
+    Case("best of averages", settings={"ema_decay": 0.9, "eval_every": 2, "patience": 9, "keep": "best"}, machine=FULL),
+    Case("noise", settings={"neftune_alpha": 5.0}, machine=FULL),
+    Case("parts", settings={"freeze": ["embed_tokens"], "lr_factors": {"layers.0": 0.5}}, machine=FULL),
+    Case("forgetting", settings={"forgetting": {"texts": ["twllm:no_harm"], "max_chars": 2000}}, machine=FULL),
+    Case("by halves", machine={**FULL, "checkpointing": "selective"}),
+)
+FOUR = (
+    Case("copies of two", machine={"sharding": "full", "shard_ranks": 2}),
+    Case("dpo", "dpo", machine=FULL),
+    Case("two by two", machine={"sharding": "full", "tensor_parallel": 2}),
+)
+LORA = (
+    Case("lora", settings={"lora": {"r": 4}}, machine=FULL),
+    Case("lora and dpo", "dpo", settings={"lora": {"r": 4}}, machine={"sharding": "optimizer"}),
+)
 
 
 @pytest.fixture
-def folder(tiny_checkpoint: Path, shard: TokenShard) -> Path:
-    """`model` and `shard` in one folder."""
-    (shard.folder.parent / "model").symlink_to(tiny_checkpoint)
-    return shard.folder.parent
+def folder(tmp_path: Path, tiny_checkpoint: Path) -> Path:
+    """Models and shards in one folder."""
+    write_data(tmp_path, ChatTokenizer.load(tiny_checkpoint), tiny_checkpoint)
+    return tmp_path
 
 
-def same(one: dict[str, Any], other: dict[str, Any]) -> None:
-    np.testing.assert_allclose(one["losses"], other["losses"], rtol=2e-4)
-    for name, weights in one["weights"].items():
-        np.testing.assert_allclose(other["weights"][name], weights, atol=2e-3, err_msg=name)
-    assert other["metrics"]["held_out_loss"] == pytest.approx(one["metrics"]["held_out_loss"], rel=1e-3)
+def same(name: str, one: dict[str, Any], other: dict[str, Any]) -> None:
+    np.testing.assert_allclose(one["losses"], other["losses"], rtol=2e-4, atol=1e-6, err_msg=name)
+    assert one["weights"].keys() == other["weights"].keys()
+    for tensor, weights in one["weights"].items():
+        np.testing.assert_allclose(other["weights"][tensor], weights, atol=2e-3, err_msg=f"{name}: {tensor}")
+    for key in {"held_out_loss", "held_out_loss_ema"} & one["metrics"].keys():
+        assert other["metrics"][key] == pytest.approx(one["metrics"][key], rel=1e-3), name
+
+
+def compare(folder: Path, cases: Sequence[Case], count: int) -> None:
+    """Each case with one process and with `count`."""
+    alone = {key(case): (replace(case, machine={}), f"{case.name}-1") for case in reversed(cases)}
+    learned = dict(zip(alone, train_all(folder, list(alone.values())), strict=True))
+    wanted = [learned[key(case)] for case in cases]
+    found = run_ranks(train_all, count, folder, jobs=[(case, f"{case.name}-{count}") for case in cases])
+    for number, case in enumerate(cases):
+        assert "error" not in wanted[number], (case.name, wanted[number])
+        assert "error" not in found[0][number], (case.name, found[0][number])
+        same(case.name, wanted[number], found[0][number])
+        assert all(rank[number]["losses"] == found[0][number]["losses"] for rank in found), case.name
+        ledgers = [(folder / work / NAME).read_bytes() for work in (alone[key(case)][1], f"{case.name}-{count}")]
+        assert ledgers[0] == ledgers[1], case.name
+
+
+def key(case: Case) -> str:
+    """Of what is learned, wherever it is computed."""
+    return repr((case.kind, case.settings, case.model))
+
+
+def test_two_processes_learn_what_one_learns(folder: Path) -> None:
+    compare(folder, TWO, 2)
+
+
+def test_four_processes_learn_what_one_learns(folder: Path) -> None:
+    compare(folder, FOUR, 4)
+
+
+def test_adapters_are_learned_alike(folder: Path) -> None:
+    pytest.importorskip("peft")
+    compare(folder, LORA, 2)
+
+
+def refused(folder: Path, case: Case) -> str:
+    """What every process is told."""
+    found = collect(start_ranks(train, 2, folder, case=case, work=case.name))
+    assert {kind for kind, _ in found} == {"error"}, found
+    return str(found[0][1])
 
 
 @pytest.mark.parametrize(
-    ("count", "machine"),
-    [
-        (2, {"sharding": "none"}),
-        (2, {"sharding": "optimizer"}),
-        (2, {"sharding": "full"}),
-        (2, {"tensor_parallel": 2}),
-        (4, {"sharding": "full", "shard_ranks": 2}),
-    ],
+    ("case", "words"),
+    [(Case("experts", model="moe", machine={"tensor_parallel": 2}), "tensor")],
+    ids=["experts"],
 )
-def test_so_many_processes_learn_what_one_learns(folder: Path, count: int, machine: dict[str, Any]) -> None:
-    one = train(folder, "one")
-    found = run_ranks(train, count, folder, work="several", machine=machine)
-    same(one, found[0])
-    assert all(rank["losses"] == found[0]["losses"] for rank in found)
-    assert (folder / "one" / NAME).read_bytes() == (folder / "several" / NAME).read_bytes()
+def test_what_would_be_wrong_is_refused(folder: Path, case: Case, words: str) -> None:
+    assert words in refused(folder, case)
 
 
 def test_states_go_on_from_2_to_1_to_4_processes(folder: Path) -> None:
-    whole = train(folder, "whole", settings={"ema_decay": 0.9})
-    every = {"checkpoint_every_s": 1e-9, "sharding": "full"}
     settings = {"ema_decay": 0.9}
-    first = run_ranks(train, 2, folder, work="w", machine=every, settings=settings, stop=3)[0]
-    second = train(folder, "w", every, settings, stop=5)
-    third = run_ranks(train, 4, folder, work="w", machine=every, settings=settings)[0]
+    every = Case("often", settings=settings, machine={**OFTEN, **FULL})
+    alone = Case("often", settings=settings, machine=OFTEN)
+    whole = train(folder, alone, "whole")
+    first = run_ranks(train, 2, folder, case=every, work="w", stop=3)[0]
+    second = train(folder, every, "w", stop=5)
+    third = run_ranks(train, 4, folder, case=every, work="w")[0]
     assert third["metrics"]["resumed_at"] == 5
     losses = first["losses"] + second["losses"] + third["losses"]
-    same(whole, {**third, "losses": losses})
+    same("2 → 1 → 4", whole, {**third, "losses": losses})
     steps = [step for step, _, _ in blocks(folder / "w" / NAME)]
     assert steps == list(range(1, len(losses) + 1))
     assert not [p for p in (folder / "w" / "states").iterdir() if not p.name.startswith("step-")]
 
 
 def test_a_killed_process_ends_the_others_with_words(folder: Path) -> None:
-    every = {"checkpoint_every_s": 1e-9}
-    whole = run_ranks(train, 2, folder, work="whole", machine=every)[0]
-    found = collect(start_ranks(train, 2, folder, work="w", machine=every, die=(1, 4)))
+    case = Case("often", machine=OFTEN)
+    whole = run_ranks(train, 2, folder, case=case, work="whole")[0]
+    found = collect(start_ranks(train, 2, folder, case=case, work="w", die=(1, 4)))
     assert found[1][0] == "gone" and found[0][0] == "error", found
     assert "another process ended" in found[0][1]
-    resumed = run_ranks(train, 2, folder, work="w", machine=every)[0]
+    resumed = run_ranks(train, 2, folder, case=case, work="w")[0]
     assert resumed["metrics"]["resumed_at"] in (3, 4)
     for name, weights in whole["weights"].items():
         assert np.array_equal(resumed["weights"][name], weights), name

@@ -1,4 +1,4 @@
-"""DPO and KTO: TRL's losses on the same batch, accumulation, the reference, exact resume, and that they teach what was wanted."""
+"""DPO and KTO (and SFT): TRL's losses on the same batch, accumulation, the reference, exact resume, and that they teach what was wanted."""
 
 import importlib.util
 import json
@@ -31,7 +31,11 @@ SHIFT, FLATTER = (
     0.8,
 )  # how the tested policy differs from the reference; flatter: z, the mean over mismatched pairs, is > 0
 # TRL 1.16.0, torch 2.13.0, transformers 5.24: `trl_losses.py` on the rows and models of `models` below
-TRL = {"dpo": {"loss": 1.0754278, "gradient": 2.4780624}, "kto": {"loss": 0.6222471, "gradient": 0.5516433}}
+TRL = {
+    "sft": {"loss": 6.3290358, "gradient": 1.1434488},
+    "dpo": {"loss": 1.0754278, "gradient": 1.0623198},
+    "kto": {"loss": 0.6222471, "gradient": 0.3326361},
+}
 SETTINGS = {"beta": 0.3, "desirable_weight": 1.0, "undesirable_weight": 1.5}
 
 
@@ -110,7 +114,28 @@ def ours(models: tuple[Path, Path], tmp_path: Path, method: str) -> dict[str, fl
     batch = made.data.batch(rows)
     loss = made.loss(batch) / made.objective.begin([batch]) if method == "dpo" else kto_loss(made, batch)
     loss.backward()
-    return {"loss": float(loss.detach()), "gradient": float(made.model.get_input_embeddings().weight.grad.norm())}
+    return {"loss": float(loss.detach()), "gradient": float(made.model.get_output_embeddings().weight.grad.norm())}
+
+
+SFT_DOCUMENTS = [  # two answers in the last: labels on both, none on the question between them
+    *[(p + c, [False] * len(p) + [True] * len(c)) for p, c in zip(PROMPTS, WANTED, strict=True)],
+    ([0, 5, 9, 70, 1, 8, 2, 60, 61, 1], [False] * 3 + [True] * 2 + [False] * 2 + [True] * 3),
+]
+
+
+def our_sft(model: Path, folder: Path) -> dict[str, float]:
+    """Of one step over packed rows, fp32."""
+    from twllm.train.config import SftConfig
+
+    write_shard(folder, [(str(i), ids, mask) for i, (ids, mask) in enumerate(SFT_DOCUMENTS)], 600)
+    data = PackedData([TokenShard(folder)], [1.0], 32, 1)
+    machine = MachineConfig(threads=1, precision="fp32", tensorboard=False)
+    config = SftConfig(lr=1e-3, batch_tokens=64, context=32)
+    made = Trainer("sft", load(model), data, config, machine, folder / "work")
+    batch = data.batch(data.each_once())
+    loss = made.loss(batch) / made.objective.begin([batch])
+    loss.backward()
+    return {"loss": float(loss.detach()), "gradient": float(made.model.get_output_embeddings().weight.grad.norm())}
 
 
 def kto_loss(made: Trainer, batch: Any) -> torch.Tensor:
@@ -137,7 +162,11 @@ def test_same_loss_and_gradient_as_trl_here(models: tuple[Path, Path], tmp_path:
     dpo = [
         {"prompt_ids": p, "chosen_ids": w, "rejected_ids": u} for p, w, u in zip(PROMPTS, WANTED, UNWANTED, strict=True)
     ]
-    request = {"policy": str(models[0]), "reference": str(models[1]), "dpo": dpo, "kto": kto, **SETTINGS}
+    sft = [
+        {"input_ids": ids, "labels": [i if learned else -100 for i, learned in zip(ids, mask, strict=True)]}
+        for ids, mask in SFT_DOCUMENTS
+    ]
+    request = {"policy": str(models[0]), "reference": str(models[1]), "sft": sft, "dpo": dpo, "kto": kto, **SETTINGS}
     (tmp_path / "request.json").write_text(json.dumps(request))
     command = [python, str(Path(__file__).with_name("trl_losses.py")), str(tmp_path / "request.json")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
@@ -146,6 +175,11 @@ def test_same_loss_and_gradient_as_trl_here(models: tuple[Path, Path], tmp_path:
     print(theirs)
     for method in ("dpo", "kto"):
         assert ours(models, tmp_path, method) == pytest.approx(theirs[method], rel=2e-4), theirs
+    assert our_sft(models[0], tmp_path / "sft") == pytest.approx(theirs["sft"], rel=1e-5), theirs
+
+
+def test_same_sft_loss_as_trl_had(models: tuple[Path, Path], tmp_path: Path) -> None:
+    assert our_sft(models[0], tmp_path / "sft") == pytest.approx(TRL["sft"], rel=1e-5)
 
 
 @pytest.mark.parametrize("method", ["dpo", "kto"])

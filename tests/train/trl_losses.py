@@ -1,4 +1,4 @@
-"""Run by a Python that has TRL: its own DPO and KTO losses, and gradient norms, on given token ids. JSON in, JSON out.
+"""Run by a Python that has TRL: its own SFT, DPO and KTO losses, and gradient norms, on given token ids. JSON in, JSON out.
 
 Usage: python trl_losses.py REQUEST.json; the request names two model folders (policy, reference) and the rows.
 """
@@ -21,7 +21,7 @@ def main(request: dict[str, Any]) -> dict[str, float]:
 
     tokenizer = AutoTokenizer.from_pretrained(request["policy"])
     found: dict[str, Any] = {"trl": trl.__version__}
-    for name in ("dpo", "kto"):
+    for name in ("sft", "dpo", "kto"):
         policy, reference = (AutoModelForCausalLM.from_pretrained(request[key]) for key in ("policy", "reference"))
         with tempfile.TemporaryDirectory() as folder:
             shared = {
@@ -29,8 +29,13 @@ def main(request: dict[str, Any]) -> dict[str, float]:
                 "gradient_checkpointing": False, "per_device_train_batch_size": len(request[name]), "disable_dropout": True,
             }  # fmt: skip
             text = {"prompt": ["a", "b"], "chosen": ["c", "d"], "rejected": ["e", "f"]}
-            if name == "dpo":
-                made: Any = trl.DPOTrainer(
+            if name == "sft":  # rows with labels go to its collator as they are
+                plain = {key: value for key, value in shared.items() if key not in ("beta", "disable_dropout")}
+                made: Any = trl.SFTTrainer(
+                    policy, trl.SFTConfig(**plain), train_dataset=Dataset.from_dict({"text": text["chosen"]}), processing_class=tokenizer
+                )  # fmt: skip
+            elif name == "dpo":
+                made = trl.DPOTrainer(
                     policy,
                     reference,
                     trl.DPOConfig(**shared),
@@ -50,7 +55,9 @@ def main(request: dict[str, Any]) -> dict[str, float]:
             batch = made.data_collator(request[name])
             loss = made.compute_loss(made.model, batch)
             loss.backward()
-            gradient = made.model.get_input_embeddings().weight.grad
+            gradient = (
+                made.model.get_output_embeddings().weight.grad
+            )  # transformers zeroes a row of the input's: pad id = BOS id
             found[name] = {"loss": float(loss.detach()), "gradient": float(gradient.norm())}
     return found
 

@@ -60,9 +60,10 @@ def serve_folder(folder: Path) -> Iterator[str]:
 
     from twllm.errors import require_file
     from twllm.feedback.store import RatingStore
-    from twllm.serve.app import bind, create_app
-    from twllm.serve.engine import TorchEngine
-    from twllm.serve.service import Service
+    from twllm.serve.app import create_app
+    from twllm.serve.engines.torch.engine import TorchEngine
+    from twllm.serve.operation.service import Service
+    from twllm.serve.start import bind
 
     require_file(folder, "找不到參考模型 (no such reference)")
     with bind("127.0.0.1", 0) as socket, tempfile.TemporaryDirectory() as temporary:

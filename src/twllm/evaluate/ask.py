@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from twllm.serve.prefix_tree import common_length
+from twllm.serve.engines.batching.prefix_tree import common_length
 from twllm.tokens.tokenizer import ChatTokenizer
 
 Way = Literal["text", "chat"]

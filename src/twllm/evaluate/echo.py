@@ -11,7 +11,7 @@ from typing import Any
 
 from twllm.errors import UserError
 from twllm.evaluate.ask import Pair, Question, encode_questions, split
-from twllm.serve.generation import Score
+from twllm.serve.engines.interface import Score
 from twllm.tokens.tokenizer import ChatTokenizer
 
 FIX = "對數機率要伺服器的 /v1/completions 支援 echo 與 logprobs（vLLM、twllm serve）；不支援就用 --by generation"

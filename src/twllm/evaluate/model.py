@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     import httpx
 
     from twllm.evaluate.ask import Question
-    from twllm.serve.engine import TorchEngine
-    from twllm.serve.generation import Score
+    from twllm.serve.engines.interface import Score
+    from twllm.serve.engines.torch.engine import TorchEngine
 
 Messages = list[dict[str, str]]
 WORKERS = 8  # requests sent at once to a server; chosen, not tuned
@@ -56,7 +56,8 @@ class LocalModel:
         Raises:
             UserError: no such folder, no model or tokenizer in it, or not the template it was trained with.
         """
-        from twllm.serve.engine import Sampling, TorchEngine
+        from twllm.serve.engines.interface import Sampling
+        from twllm.serve.engines.torch.engine import TorchEngine
 
         self._folder, self._exact = folder, precision == "auto"
         self._engine = TorchEngine(folder, precision=precision)
@@ -106,7 +107,7 @@ class LocalModel:
         return self._exact and model.dtype.itemsize < 4 and 4 * model.num_parameters() <= TWICE_BYTES
 
     def _second(self) -> "TorchEngine":
-        from twllm.serve.engine import TorchEngine
+        from twllm.serve.engines.torch.engine import TorchEngine
 
         if self._fp32 is None:
             self._fp32 = TorchEngine(self._folder, precision="fp32")

@@ -50,7 +50,7 @@ def evaluate_pictures(model: Path, file: Path, out: Path, max_new_tokens: int = 
     """
     from PIL import Image
 
-    from twllm.serve.engine import TorchEngine
+    from twllm.serve.engines.torch.engine import TorchEngine
 
     rows = read_questions(file)
     pictures = [read_picture(row["image"], file.parent) for row in rows]
@@ -74,8 +74,8 @@ def evaluate_pictures(model: Path, file: Path, out: Path, max_new_tokens: int = 
 
 def _answers(engine: Any, rows: Sequence[dict[str, Any]], pictures: Sequence[Any] | None, limit: int) -> list[str]:
     """Greedy answers, AT_ONCE together."""
-    from twllm.serve.engines.pictures import picture_prompt
-    from twllm.serve.generation import Sampling
+    from twllm.serve.engines.interface import Sampling
+    from twllm.serve.engines.torch.pictures import picture_prompt
 
     said: list[str] = []
     for start in range(0, len(rows), AT_ONCE):

@@ -6,13 +6,16 @@ with one tokenizer can be compared. A model whose config ends before `context` i
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from twllm.errors import UserError
+
+CAPS = ("final_logit_softcapping", "logit_scale", "logits_scaling")  # Gemma 2, Cohere, Granite
+PLACES = 1024  # whose logits exist at a time
 
 
 def positions(
@@ -88,11 +91,23 @@ def curve(model: Any, rows: Sequence[Sequence[int]], buckets: int) -> list[float
     with torch.inference_mode():
         for row in rows:
             ids = torch.tensor([row], device=model.device)
-            logits = model(input_ids=ids[:, :-1], use_cache=False).logits[0].float()  # (T, V)
-            total += F.cross_entropy(logits, ids[0, 1:], reduction="none").double().cpu()
+            for start, logits in _logits(model, ids[:, :-1]):
+                wanted = ids[0, 1 + start :][: len(logits)]
+                total[start:][: len(logits)] += F.cross_entropy(logits, wanted, reduction="none").double().cpu()
     bits = (total / len(rows) / math.log(2)).tolist()
     width = math.ceil(len(bits) / buckets)
     return [math.fsum(bits[i : i + width]) / len(bits[i : i + width]) for i in range(0, len(bits), width)]
+
+
+def _logits(model: Any, ids: Any) -> Iterator[tuple[int, Any]]:
+    """(first place, logits in fp32) of a row, `PLACES` at a time: 32k places × 128k pieces at once would be 16 GB."""
+    config, head = model.config.get_text_config(), model.get_output_embeddings()
+    if any(getattr(config, key, None) not in (None, 1) for key in CAPS):  # the model does more than its head's product
+        yield 0, model(input_ids=ids, use_cache=False).logits[0].float()
+        return
+    hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0]  # (T, D)
+    for start in range(0, len(hidden), PLACES):
+        yield start, head(hidden[start : start + PLACES]).float()
 
 
 def edges(context: int, buckets: int) -> list[int]:
@@ -110,7 +125,9 @@ def markdown(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def plot(report: dict[str, Any], target: Path) -> None:
+def plot(
+    report: dict[str, Any], target: Path, title: str = "Loss against position", ylabel: str = "bits per token"
+) -> None:
     """PNG: a line a model."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -121,7 +138,7 @@ def plot(report: dict[str, Any], target: Path) -> None:
     for number, (name, values) in enumerate(report["bits_per_token"].items()):
         label = name if name.isascii() else f"model {number + 1}"  # the font has no Han
         axes.plot(report["buckets"], values, marker="o", markersize=3, label=label)
-    axes.set(xlabel="position in the row (tokens)", ylabel="bits per token", title="Loss against position")
+    axes.set(xlabel="position in the row (tokens)", ylabel=ylabel, title=title)
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(target, dpi=110)

@@ -17,7 +17,6 @@ from typing import NamedTuple
 from twllm.evaluate.task import FOLDER, Item, Task
 
 CHOICES = "ABCD"
-FIELDS = {"STEM", "humanities", "social_sciences", "other"}
 SPLIT_ENDINGS = ("_test", "_train", "_val", "_dev")
 
 

@@ -19,7 +19,6 @@ from twllm.feedback.store import RatingStore, StoreError
 from twllm.feedback.tables import battle_answers, battle_turns, battles, models, votes
 
 SIDES = ("a", "b")
-VOTES = ("a", "b", "tie", "bad")
 Chat = list[dict[str, str]]
 
 

@@ -32,7 +32,11 @@ def average(folders: Sequence[Path], weights: Sequence[float], out: Path) -> dic
     shares = [weight / sum(weights) for weight in weights]
     _same_tokenizer(folders)
     for file in sorted(folders[0].iterdir()):
-        if file.name != "manifest.json" and any(file.match(p) for p in PATTERNS) and file.suffix != ".safetensors":
+        if (
+            file.name not in ("manifest.json", "README.md")
+            and any(file.match(p) for p in PATTERNS)
+            and file.suffix != ".safetensors"
+        ):
             shutil.copyfile(file, out / file.name)
     with ExitStack() as stack:
         readers = [_open(folder, stack) for folder in folders]

@@ -1,11 +1,11 @@
-"""A model's folder: a local one as it is, a hub name downloaded once (safetensors, config and tokenizer files only)."""
+"""A model's folder: a local one as it is, a hub name downloaded once (safetensors, config, tokenizer files and the card only)."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from twllm.errors import UserError, require_file
 
-PATTERNS = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
+PATTERNS = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "README.md"]
 
 
 def fetch(model: str, revision: str | None = None, patterns: Sequence[str] = PATTERNS) -> Path:

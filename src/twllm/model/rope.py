@@ -77,20 +77,22 @@ def extend(model: "PreTrainedModel", rope: RopeConfig) -> None:
     model.get_decoder().rotary_emb = type(rotary)(config=model.config).to(model.device)
 
 
-def forget_lengths(model: "PreTrainedModel") -> None:
-    """Make dynamic angles a function of the rows at hand alone.
+def forget_lengths(model: "PreTrainedModel") -> bool:
+    """Make dynamic angles a function of the rows at hand alone; returns whether the model has such.
 
-    transformers keeps those of the longest text seen so far, with which a resumed run would differ from an uninterrupted one.
+    transformers keeps those of the longest text seen so far, with which a resumed run would differ from an uninterrupted one, and one
+    user's answer from another's.
     """
     rotary = getattr(model.get_decoder(), "rotary_emb", None)
     if rotary is None or "dynamic" not in str(getattr(rotary, "rope_type", "")):
-        return
+        return False
 
     def forget(module: Any, inputs: Any) -> None:
         module.inv_freq = module.original_inv_freq.to(module.inv_freq.device)
         module.max_seq_len_cached = module.original_max_seq_len
 
     rotary.register_forward_pre_hook(forget)
+    return True
 
 
 def extend_folder(source: Path, rope: RopeConfig, out: Path) -> dict[str, Any]:

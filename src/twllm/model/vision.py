@@ -27,15 +27,13 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from twllm.errors import UserError, did_you_mean, require_file
+from twllm.model.encoder_shapes import SIZES
 from twllm.model.hub import fetch
 from twllm.tokens.picture_template import IMAGE, seeing_tokenizer
 from twllm.tokens.tokenizer import ChatTokenizer
 
 ENCODERS = {"clip": CLIPVisionModel, "siglip": SiglipVisionModel}  # by model_type, with or without _vision_model
 MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]  # CLIP's
-SIZES: dict[str, dict[str, Any]] = {  # from scratch, for recipes that draw their pictures; ours (dev/LOG.md)
-    "tiny": {"image_size": 96, "patch_size": 12, "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 3, "num_attention_heads": 4, "initializer_range": 0.05},
-}  # fmt: skip
 
 
 def build_encoder(size: str, seed: int) -> tuple[PreTrainedModel, dict[str, Any]]:

@@ -1,5 +1,7 @@
 """`twllm run --dry-run`'s tables and `twllm plan RECIPE --gpus 8 --gpu h100`."""
 
+import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,16 +11,17 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from twllm.plan import DryRun
-    from twllm.planning.gpus import Gpu
     from twllm.planning.search import Choice, PhaseCost
     from twllm.recipe import Loaded
     from twllm.train.config import MachineConfig
+    from twllm.train.gpus import Gpu
 
 SHARDING_NAMES = {
     "none": "none",
     "optimizer": "optimizer (ZeRO-2)",
     "full": "full (ZeRO-3)",
 }
+CHECKPOINTING_NAMES = {"none": "—", "selective": "一半 half", "full": "全部 full"}
 MEMORY_NAMES = {
     "weights": "權重 weights", "gradients": "梯度 gradients", "optimizer": "最佳化狀態 optimizer", "activations": "啟動值 activations",
     "head": "輸出層 head", "overhead": "其他 overhead",
@@ -33,6 +36,8 @@ def plan(
     memory_gib: Annotated[float | None, typer.Option(help="每張卡能用的 GiB；不給就用表裡的")] = None,
     price: Annotated[float | None, typer.Option(help="一張卡一小時多少錢 (price of a GPU hour)，算總價")] = None,
     out: Annotated[Path | None, typer.Option(help="把選出的設定寫成機器檔 (machine file to write)")] = None,
+    plot: Annotated[Path | None, typer.Option(help="記憶體花在哪裡的圖 (picture of the memory, PNG)")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="印 JSON，給程式讀 (for scripts)")] = False,
 ) -> None:
     """這份配方在這些卡上放得下嗎、怎麼放、多久、多少卡時 (will it fit, how, how long, how many GPU hours)."""
     from rich.console import Console
@@ -40,11 +45,13 @@ def plan(
     from twllm import artifact
     from twllm.checks import check_recipe
     from twllm.errors import UserError
-    from twllm.plan import duration, plan_phases, recipe_model
-    from twllm.planning.gpus import find_gpu
-    from twllm.planning.search import HEADROOM, best_of_each, fewest_gpus, options, phase_cost
+    from twllm.plan import plan_phases, recipe_model
+    from twllm.planning.advice import advise
+    from twllm.planning.plot import draw
+    from twllm.planning.search import HEADROOM, best_of_each, options, phase_cost
     from twllm.planning.search import pick as pick_choice
     from twllm.recipe import load_recipe
+    from twllm.train.gpus import find_gpu
 
     card, loaded = find_gpu(gpu), load_recipe(recipe, set_ or (), unset_ok=True)
     missing: list[str] = []
@@ -64,29 +71,75 @@ def plan(
     limit = (memory_gib or card.memory_gib) * HEADROOM
     found = options(model, phases, card, gpus)
     chosen = pick_choice(found, limit)
-    console = Console(highlight=False)
-    _print_notes(console, notes, missing)
-    console.print(
-        _options_table(best_of_each(found, limit), chosen, limit, f"{loaded.recipe.name}：{gpus} × {card.name}")
-    )
-    if chosen is None:
-        least = min(found, key=lambda c: c.gib)
-        fewest = fewest_gpus(model, phases, card)
-        fix = f"至少要 {fewest} 張這種卡" if fewest else "換記憶體大的卡，或用 [sft.lora]"
-        raise UserError(
-            f"放不下 (does not fit)：最省也要每張 {least.gib:.1f} GiB，能用 {limit:.1f}", f"{gpus} × {card.name}", fix
+    rows = best_of_each(found, limit)
+    costs = [phase_cost(model, phase, card, chosen.how, gpus) for phase in phases] if chosen else []
+    advice = [] if chosen else list(advise(model, phases, card, gpus, limit))
+    if plot:
+        ways = [(f"sharding {row.how.sharding}, recompute {row.how.checkpointing}", row.memory) for row, _ in rows]
+        bars = [(cost.phase.name, cost.memory) for cost in costs] + ways
+        draw(bars, card.memory_gib, limit, f"{loaded.recipe.name}: {gpus} x {card.name}", plot)
+    if json_:
+        print(
+            json.dumps(_as_json(rows, chosen, costs, limit, advice, notes, missing, gpus), ensure_ascii=False, indent=2)
         )
-    how = chosen.sharding, chosen.checkpointing, chosen.micro_tokens
-    costs = [phase_cost(model, phase, card, how, gpus) for phase in phases]
-    console.print(_phases_table(costs))
+        if chosen is None:
+            raise typer.Exit(2)
+    else:
+        console = Console(highlight=False)
+        _print_notes(console, notes, missing)
+        console.print(_options_table(rows, chosen, limit, f"{loaded.recipe.name}：{gpus} × {card.name}"))
+        if chosen is None:
+            least = min(found, key=lambda c: c.gib)
+            what = f"放不下 (does not fit)：最省也要每張 {least.gib:.1f} GiB，能用 {limit:.1f}"
+            raise UserError(what, f"{gpus} × {card.name}", "；或 ".join(advice) or "換記憶體大的卡")
+        console.print(_phases_table(costs))
+        _print_sum(console, chosen, costs, gpus, min(gpus, card.per_host), price)
+    if out and chosen:
+        artifact.write_text(out, machine_file(gpu, gpus, chosen, loaded.recipe.name))
+        print(f"機器檔 machine file → {out}", file=sys.stderr if json_ else sys.stdout)
+
+
+def _print_sum(
+    console: object, chosen: "Choice", costs: "list[PhaseCost]", gpus: int, per_host: int, price: float | None
+) -> None:
+    from rich.console import Console
+
+    from twllm.plan import duration
+    from twllm.planning.host import host_memory
+
+    assert isinstance(console, Console)
     hours = chosen.seconds / 3600 * gpus
     money = f"，約 {hours * price:,.0f} 元 (at {price} an hour)" if price else ""
+    host = max(host_memory(cost.job, per_host).total for cost in costs) / 2**30
+    console.print(f"時間 time 約 {duration(chosen.seconds)}，{hours:,.0f} 卡時 GPU hours{money}")
     console.print(
-        f"時間 time 約 {duration(chosen.seconds)}，{hours:,.0f} 卡時 GPU hours{money}；沒有在 GPU 上驗證，見 docs/plan.md"
+        f"主機記憶體 host memory 約 {host:,.0f} GiB（一台 {per_host} 張卡的主機 a host）；都是算的，沒有在 GPU 上驗證：docs/plan.md"
     )
-    if out:
-        artifact.write_text(out, machine_file(gpu, gpus, chosen, loaded.recipe.name))
-        console.print(f"機器檔 machine file → {out}")
+
+
+def _as_json(
+    rows: "list[tuple[Choice, bool]]", chosen: "Choice | None", costs: "list[PhaseCost]", limit: float, advice: list[str],
+    notes: list[str], missing: list[str], gpus: int,
+) -> dict[str, object]:  # fmt: skip
+    """For scripts: bytes, seconds, and the machine file's keys."""
+    from dataclasses import asdict
+
+    def told(choice: "Choice") -> dict[str, object]:
+        return {**asdict(choice.how), "gib": choice.gib, "seconds": choice.seconds}
+
+    return {
+        "fits": chosen is not None, "limit_gib": limit, "chosen": told(chosen) if chosen else None,
+        "gpu_hours": chosen.seconds / 3600 * gpus if chosen else None,
+        "options": [{**told(row), "fits": fits} for row, fits in rows],
+        "phases": [
+            {
+                "name": cost.phase.name, "tokens": cost.phase.tokens, "steps": cost.phase.steps, "flops": cost.flops,
+                "seconds": cost.seconds, "memory": {**asdict(cost.memory), "total": cost.memory.total}, "step": asdict(cost.step),
+            }
+            for cost in costs
+        ],
+        "advice": advice, "notes": notes, "missing": missing,
+    }  # fmt: skip
 
 
 def _print_notes(console: object, notes: list[str], missing: list[str]) -> None:
@@ -96,8 +149,10 @@ def _print_notes(console: object, notes: list[str], missing: list[str]) -> None:
     assert isinstance(console, Console)
     for note in notes:
         console.print(f"[yellow]※[/] {escape(note)}")
-    for path in missing:
-        console.print(f"[yellow]※[/] 資料不在這裡 (data not here)：{escape(path)}；run 會停下來，計畫照 max_tokens 算")
+    if missing:
+        console.print(
+            f"[yellow]※[/] 資料不在這裡 (data not here)，計畫照 max_tokens 算，run 會停下來：{escape('、'.join(missing))}"
+        )
 
 
 def _options_table(rows: "list[tuple[Choice, bool]]", chosen: "Choice | None", limit: float, title: str) -> "Table":
@@ -108,7 +163,7 @@ def _options_table(rows: "list[tuple[Choice, bool]]", chosen: "Choice | None", l
 
     table = Table("分片 sharding", "重算", "micro-batch", "GiB", "時間", "結果 verdict", title=title)
     for choice, fits in rows:
-        same = chosen is not None and (choice.sharding, choice.checkpointing) == (chosen.sharding, chosen.checkpointing)
+        same = chosen is not None and choice.kind == chosen.kind
         if not fits:
             verdict = f"[red]放不下[/]，少 {choice.gib - limit:.1f} GiB"
         elif same and chosen:
@@ -118,7 +173,7 @@ def _options_table(rows: "list[tuple[Choice, bool]]", chosen: "Choice | None", l
         else:
             verdict = f"慢 {choice.seconds / chosen.seconds - 1:.0%}" if chosen else ""
         table.add_row(
-            SHARDING_NAMES[choice.sharding], "有" if choice.checkpointing else "—", f"{choice.micro_tokens:,}",
+            SHARDING_NAMES[choice.how.sharding], CHECKPOINTING_NAMES[choice.how.checkpointing], f"{choice.how.micro_tokens:,}",
             f"{choice.gib:.1f}", duration(choice.seconds).rsplit(" ", 1)[0], verdict,
         )  # fmt: skip
     return table
@@ -131,7 +186,7 @@ def _phases_table(costs: "list[PhaseCost]") -> "Table":
     from rich.table import Table
 
     from twllm.plan import duration
-    from twllm.planning.gpus import GIB
+    from twllm.train.gpus import GIB
 
     table = Table("每張卡 per GPU", *(cost.phase.name for cost in costs), title="GiB")
     for term, name in MEMORY_NAMES.items():
@@ -148,13 +203,13 @@ def _phases_table(costs: "list[PhaseCost]") -> "Table":
 
 def machine_file(gpu: str, gpus: int, choice: "Choice", recipe: str) -> str:
     """A machine file with this choice, as `twllm run --machine` reads it."""
-    from twllm.planning.gpus import find_gpu
     from twllm.train.config import MachineConfig
+    from twllm.train.gpus import find_gpu
 
     card = find_gpu(gpu)
     settings: dict[str, object] = {
-        "device": "cuda", "precision": "bf16", "gpu": gpu, "gpus": gpus, "sharding": choice.sharding,
-        "checkpointing": "full" if choice.checkpointing else "none", "micro_batch_tokens": choice.micro_tokens, "checkpoint_every_s": 600.0,
+        "device": "cuda", "precision": "bf16", "gpu": gpu, "gpus": gpus, "sharding": choice.how.sharding,
+        "checkpointing": choice.how.checkpointing, "micro_batch_tokens": choice.how.micro_tokens, "checkpoint_every_s": 600.0,
     }  # fmt: skip
     lines = [
         f"# {gpus} × {card.name}：twllm plan 為 {recipe} 選的設定；每張約 {choice.gib:.1f} GiB，訓練約 {choice.seconds / 3600 * gpus:,.0f} 卡時。",
@@ -175,7 +230,7 @@ def print_dry_run(loaded: "Loaded", out: Path, machine: "MachineConfig") -> None
     from rich.table import Table
 
     from twllm.plan import dry_run, duration
-    from twllm.planning.gpus import GIB, find_gpu
+    from twllm.train.gpus import GIB, find_gpu
 
     if machine.gpu:
         card = find_gpu(machine.gpu)
@@ -185,7 +240,8 @@ def print_dry_run(loaded: "Loaded", out: Path, machine: "MachineConfig") -> None
         from twllm.train.machine import peak_tflops, resolve_machine
 
         resolved = resolve_machine(machine, 0)
-        found = dry_run(loaded, out, machine, machine.peak_tflops or peak_tflops(resolved), resolved.precision)
+        threads = resolved.threads if resolved.device == "cpu" else 0
+        found = dry_run(loaded, out, machine, machine.peak_tflops or peak_tflops(resolved), resolved.precision, threads)
         where = f"{resolved.device}，{resolved.precision}"
     console = Console(highlight=False)
     _print_notes(console, found.notes, found.missing)
@@ -212,6 +268,11 @@ def _print_total(console: object, found: "DryRun", machine: "MachineConfig", whe
     assert isinstance(console, Console)
     hours = f"，{found.seconds / 3600 * machine.gpus:,.0f} 卡時 GPU hours" if machine.gpu else ""
     console.print(f"時間 time 約 {time}{hours}（{where}，峰值 peak {found.peak_tflops:.3g} TFLOP/s）")
+    if machine.gpu:
+        host = max(plan.host.total for plan in found.phases) / 2**30
+        console.print(
+            f"主機記憶體 host memory 約 {host:.0f} GiB（一台主機 a host：載入底模、複製中斷點時 loading, saving a state）"
+        )
     if machine.gpu and found.memory_bytes / 2**30 > _memory_of(machine):
         console.print(
             f"[red]放不下 (does not fit)[/]：這張卡只有 {_memory_of(machine):.1f} GiB；twllm plan 會找放得下的設定"
@@ -219,7 +280,7 @@ def _print_total(console: object, found: "DryRun", machine: "MachineConfig", whe
 
 
 def _memory_of(machine: "MachineConfig") -> "float":
-    from twllm.planning.gpus import find_gpu
+    from twllm.train.gpus import find_gpu
 
     card: Gpu = find_gpu(str(machine.gpu))
     return card.memory_gib

@@ -1,19 +1,22 @@
 """The fastest way to run a recipe's phases that fits: sharding, activation checkpointing and micro-batch, tried one by one.
 
 All phases of a recipe share one machine file, so a choice must fit every phase; its time is the sum. The search is complete: three
-shardings × with and without checkpointing × every doubling of the micro-batch up to a rank's share of the step.
+shardings × three kinds of checkpointing × every doubling of the micro-batch up to a rank's share of the step. Phases whose layers cannot
+be computed again by halves (LoRA, experts, pictures) leave selective checkpointing out.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from twllm.model.sizes import Size
-from twllm.planning.gpus import GIB, Gpu
-from twllm.planning.memory import Adapter, Job, Memory, Sharding, step_memory
+from twllm.planning.job import Adapter, Checkpointing, Experts, Eyes, Job, Sharding
+from twllm.planning.memory import Memory, step_memory
 from twllm.planning.speed import StepTime, step_flops, step_time
+from twllm.train.gpus import GIB, Gpu
 
 SHARDINGS: tuple[Sharding, ...] = ("none", "optimizer", "full")
-HEADROOM = 0.95  # of the card that a plan may fill
+KINDS: tuple[Checkpointing, ...] = ("none", "selective", "full")
+HEADROOM = 0.92  # of the card that a plan may fill: steps of shapes not seen before took up to 8 % more than planned (docs/plan.md)
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,12 @@ class Phase:
     batch_tokens: int
     adapter: Adapter | None = None
     trained_copies: float = 1.0  # DPO and KTO run one more forward pass: 4/3
+    experts: Experts | None = None
+    teacher: Size | None = None
+    eyes: Eyes | None = None
+    compares: bool = False  # KTO, DPO
+    average: bool = False  # ema_decay
+    frozen: int = 0  # parameters
 
     @property
     def steps(self) -> int:
@@ -39,16 +48,25 @@ class Model:
 
     size: Size
     vocab: int
-    extra_parameters: int = 0
+
+
+@dataclass(frozen=True)
+class How:
+    """What a machine file says about running."""
+
+    sharding: Sharding = "none"
+    checkpointing: Checkpointing = "none"
+    micro_tokens: int = 8192
+    tensor: int = 1
+    shard_ranks: int | None = None
+    offload: bool = False
 
 
 @dataclass(frozen=True)
 class Choice:
     """One way to run, and what it costs on one GPU."""
 
-    sharding: Sharding
-    checkpointing: bool
-    micro_tokens: int
+    how: How
     memory: Memory  # of the fullest phase
     seconds: float  # of all phases
 
@@ -57,36 +75,42 @@ class Choice:
         """Peak on one GPU."""
         return self.memory.total / GIB
 
+    @property
+    def kind(self) -> tuple[Sharding, Checkpointing]:
+        """Without the micro-batch."""
+        return self.how.sharding, self.how.checkpointing
+
 
 @dataclass(frozen=True)
 class PhaseCost:
     """A phase under a choice."""
 
     phase: Phase
+    job: Job
     memory: Memory
     step: StepTime
     flops: float
     seconds: float
 
 
-def job_of(model: Model, phase: Phase, choice: tuple[Sharding, bool, int], gpus: int) -> Job:
+def job_of(model: Model, phase: Phase, how: How, gpus: int) -> Job:
     """The phase's training step; a micro-batch holds whole rows, at least one."""
-    sharding, checkpointing, micro = choice
-    own = phase.batch_tokens // gpus // phase.context * phase.context  # of a step, on each GPU
-    micro = max(phase.context, min(micro // phase.context * phase.context, own))
+    own = phase.batch_tokens // (gpus // how.tensor) // phase.context * phase.context  # of a step, in each process
+    micro = max(phase.context, min(how.micro_tokens // phase.context * phase.context, own))
     return Job(
-        model.size, model.vocab, phase.context, micro, accumulates=own > micro, sharding=sharding, checkpointing=checkpointing,
-        gpus=gpus, adapter=phase.adapter, extra_parameters=model.extra_parameters,
+        model.size, model.vocab, phase.context, micro, accumulates=own > micro, sharding=how.sharding,
+        checkpointing=how.checkpointing, gpus=gpus, adapter=phase.adapter, experts=phase.experts, teacher=phase.teacher, eyes=phase.eyes,
+        compares=phase.compares, average=phase.average, frozen=phase.frozen, tensor=how.tensor, shard_ranks=how.shard_ranks,
+        offload=how.offload,
     )  # fmt: skip
 
 
-def phase_cost(model: Model, phase: Phase, gpu: Gpu, choice: tuple[Sharding, bool, int], gpus: int) -> PhaseCost:
+def phase_cost(model: Model, phase: Phase, gpu: Gpu, how: How, gpus: int) -> PhaseCost:
     """Memory, FLOPs and time of a phase."""
-    job = job_of(model, phase, choice, gpus)
+    job = job_of(model, phase, how, gpus)
     step = step_time(job, gpu, phase.batch_tokens)
-    flops = step_flops(model.size, model.vocab, phase.context, phase.tokens, phase.adapter is not None)
     seconds = step.total * phase.trained_copies * phase.tokens / phase.batch_tokens
-    return PhaseCost(phase, step_memory(job), step, flops * phase.trained_copies, seconds)
+    return PhaseCost(phase, job, step_memory(job), step, step_flops(job, phase.tokens) * phase.trained_copies, seconds)
 
 
 def options(model: Model, phases: Sequence[Phase], gpu: Gpu, gpus: int) -> list[Choice]:
@@ -96,21 +120,23 @@ def options(model: Model, phases: Sequence[Phase], gpu: Gpu, gpus: int) -> list[
     sizes = [least]
     while sizes[-1] * 2 <= most:
         sizes.append(sizes[-1] * 2)
+    by_halves = not any(phase.adapter or phase.experts or phase.eyes for phase in phases)
     found = []
     for sharding in SHARDINGS if gpus > 1 else SHARDINGS[:1]:
-        for checkpointing in (False, True):
+        for checkpointing in KINDS if by_halves else ("none", "full"):
             for micro in sizes:
-                costs = [phase_cost(model, phase, gpu, (sharding, checkpointing, micro), gpus) for phase in phases]
+                how = How(sharding, checkpointing, micro)
+                costs = [phase_cost(model, phase, gpu, how, gpus) for phase in phases]
                 fullest = max((cost.memory for cost in costs), key=lambda memory: memory.total)
-                found.append(Choice(sharding, checkpointing, micro, fullest, sum(cost.seconds for cost in costs)))
+                found.append(Choice(how, fullest, sum(cost.seconds for cost in costs)))
     return found
 
 
 def best_of_each(found: Sequence[Choice], limit_gib: float) -> list[tuple[Choice, bool]]:
-    """For each sharding with and without checkpointing: its fastest choice that fits, or the smallest one and False."""
+    """For each sharding and kind of checkpointing: its fastest choice that fits, or the smallest one and False."""
     rows = []
-    for kind in dict.fromkeys((choice.sharding, choice.checkpointing) for choice in found):
-        mine = [choice for choice in found if (choice.sharding, choice.checkpointing) == kind]
+    for kind in dict.fromkeys(choice.kind for choice in found):
+        mine = [choice for choice in found if choice.kind == kind]
         fitting = [choice for choice in mine if choice.gib <= limit_gib]
         best = min(fitting, key=lambda c: c.seconds) if fitting else min(mine, key=lambda c: c.gib)
         rows.append((best, bool(fitting)))
@@ -125,7 +151,7 @@ def pick(found: Sequence[Choice], limit_gib: float) -> Choice | None:
     best = min(choice.seconds for choice in fitting)
     return min(
         (c for c in fitting if c.seconds <= best * 1.01),
-        key=lambda c: (SHARDINGS.index(c.sharding), c.checkpointing, c.gib),
+        key=lambda c: (SHARDINGS.index(c.how.sharding), KINDS.index(c.how.checkpointing), c.gib),
     )
 
 

@@ -5,10 +5,12 @@ when they were read, not what the recipe hopes.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from twllm.corpus.licences import DataUse, Licence, classify, notices, with_generator
-from twllm.release.facts import ModelFacts
+from twllm.release.facts import KEY, ModelFacts, count_parameters, facts_of_folder, shown
 from twllm.release.gate import INTERNAL
 
 # fmt: off
@@ -33,6 +35,20 @@ def model_card(facts: ModelFacts, kind: str = "hf", files: Sequence[str] = ()) -
         f"## 原模型卡 (the original card)\n\n{facts.original}\n" if facts.original else "",
     ]
     return "\n".join(part for part in parts if part)
+
+
+def carry_card(source: Path, base: str, folder: Path, out: Path) -> dict[str, Any]:
+    """The card of a checkpoint in `folder`, to become `out`, that another shape was made of `base`: licence and data are the base's.
+
+    README.md is written; what is returned belongs into the manifest's metrics, where a later training or export finds it.
+    """
+    facts = facts_of_folder(source)
+    told = replace(
+        facts, name=out.resolve().name, base=facts.name if Path(base).is_dir() else shown(base), base_license=facts.license, parameters=count_parameters(folder),
+        description="", scores={}, settings=(), losses=(),
+    )  # fmt: skip
+    (folder / "README.md").write_text(model_card(told), encoding="utf-8")
+    return {KEY: told.to_row()}
 
 
 def _head(facts: ModelFacts, kind: str) -> str:

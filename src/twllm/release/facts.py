@@ -6,7 +6,7 @@ data were is then said by the person who exports it, or the card says that it is
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from twllm.tokens.tokenizer import ChatTokenizer
 
 DRAWN, DRAWN_LICENCE = "twllm:draw", "Apache-2.0"  # what draw/build.py makes
 KEY = "card"  # in the manifest's metrics
+BEFORE = "底模 base："  # of data that the base was trained on
 
 
 @dataclass(frozen=True)
@@ -69,15 +70,17 @@ def facts_of_run(
     """The facts of a recipe's model; `folders`: the finished corpus and token stages, whose manifests count the rows of each licence."""
     metrics = (read_manifest(model) or {}).get("metrics") or {}
     base, told = recipe.base.model or "", recipe.release.base_license
+    before = facts_of_folder(Path(base)) if base and Path(base).is_dir() else None
+    uses = [replace(use, use=BEFORE + use.use.removeprefix(BEFORE)) for use in (before.uses if before else ())]
     return ModelFacts(
         name=recipe.name,
         license=recipe.release.license,
         parameters=metrics.get("parameters") or count_parameters(model),
-        base=shown(base),
+        base=before.name if before else shown(base),
         base_license=(told or card_licence(base, recipe.base.revision)) if base else None,
         description=recipe.release.description,
         template=recipe.template.name,
-        uses=tuple(data_uses(recipe, [read_manifest(folder) or {} for folder in folders])),
+        uses=(*uses, *data_uses(recipe, [read_manifest(folder) or {} for folder in folders])),
         scores=scores,
         settings=tuple(_settings(recipe)),
         **_of_folder(model),

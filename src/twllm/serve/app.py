@@ -18,23 +18,24 @@ from starlette.responses import JSONResponse
 from twllm import __version__
 from twllm.errors import UserError
 from twllm.feedback.store import StoreError
-from twllm.serve.arena import arena_routes
-from twllm.serve.auth import Auth
-from twllm.serve.compare import compare_routes
-from twllm.serve.completions import completions_routes
-from twllm.serve.contract import contract_routes
-from twllm.serve.generation import EngineUnavailable
-from twllm.serve.lifecycle import lifecycle_routes, warm_up
-from twllm.serve.limits import Admission, BodyLimit
-from twllm.serve.listen import bind as bind
-from twllm.serve.logs import Observe
-from twllm.serve.metrics import metrics_routes
-from twllm.serve.openai import chat_routes, internal_error
-from twllm.serve.pages import WebFiles, page_routes
-from twllm.serve.protocol import ApiError
-from twllm.serve.ratings import rating_routes
-from twllm.serve.service import Service
-from twllm.serve.tgi import tgi_routes
+from twllm.serve.api.chat.routes import chat_routes
+from twllm.serve.api.completions.routes import completions_routes
+from twllm.serve.api.contract import contract_routes
+from twllm.serve.api.event_stream import internal_error
+from twllm.serve.api.tgi.routes import tgi_routes
+from twllm.serve.api.tokenize import tokenize_routes
+from twllm.serve.engines.interface import EngineUnavailable
+from twllm.serve.errors import ApiError
+from twllm.serve.operation.auth import Auth
+from twllm.serve.operation.lifecycle import lifecycle_routes, warm_up
+from twllm.serve.operation.limits import Admission, BodyLimit
+from twllm.serve.operation.logs import Observe
+from twllm.serve.operation.metrics import metrics_routes
+from twllm.serve.operation.service import Service
+from twllm.serve.web.arena import arena_routes
+from twllm.serve.web.compare import compare_routes
+from twllm.serve.web.pages import WebFiles, page_routes
+from twllm.serve.web.ratings import rating_routes
 
 log = logging.getLogger("twllm.serve")
 
@@ -56,6 +57,7 @@ def create_app(service: Service) -> FastAPI:
     add_error_handlers(app)
     add_middleware(app, service)
     app.include_router(chat_routes(service))
+    app.include_router(tokenize_routes(service))
     app.include_router(completions_routes(service))
     app.include_router(tgi_routes(service))
     app.include_router(metrics_routes(service))

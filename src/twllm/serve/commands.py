@@ -59,7 +59,7 @@ def serve(
 
     Ctrl-C 或 SIGTERM：/ready 馬上變 503，正在寫的回答寫完才停；再按一次就立刻停。
     """
-    from twllm.serve.service import ServeSettings
+    from twllm.serve.operation.service import ServeSettings
     from twllm.serve.start import EngineChoice, is_url, serve
 
     settings = ServeSettings(
@@ -98,7 +98,7 @@ def chat(
     ] = False,
 ) -> None:
     """在終端機聊天 (chat in the terminal)."""
-    from twllm.serve.chat import chat as start
+    from twllm.serve.terminal import chat as start
 
     start(
         model, system=system, temperature=temperature, max_tokens=max_tokens,

@@ -4,6 +4,7 @@ Address and database come before the models, so that a mistake costs a second an
 loop: engines batch better together than apart, and more machines are added behind a gateway (docs/deploy.md).
 """
 
+import errno
 import socket
 from collections.abc import Sequence
 from contextlib import suppress
@@ -15,9 +16,8 @@ from typing import Any
 from twllm.errors import UserError, require_file
 from twllm.feedback.store import RatingStore
 from twllm.serve.app import create_app
-from twllm.serve.generation import Engine
-from twllm.serve.listen import bind
-from twllm.serve.service import Model, ServeSettings, Service, by_name
+from twllm.serve.engines.interface import Engine
+from twllm.serve.operation.service import Model, ServeSettings, Service, by_name
 
 LINGER_S = 2  # for connections to close after the last answer
 BACKLOG = 2048  # connections that the system holds for us while we are busy
@@ -55,7 +55,7 @@ def serve(
     """
     from rich.console import Console
 
-    from twllm.serve.logs import set_up
+    from twllm.serve.operation.logs import set_up
 
     settings, choice, console = settings or ServeSettings(), choice or EngineChoice(), Console()
     if len(names) > len(models):
@@ -78,6 +78,38 @@ def serve(
         set_up(as_json=log_format == "json", text=settings.log_text)
         announce(console, service, host, server.getsockname()[1])
         run(service, server)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket, so that the port is ours before the model is loaded.
+
+    Raises:
+        UserError: the port is in use, not allowed, or the host is not one of this machine's.
+    """
+    where = f"{host}:{port}"
+    if not 0 <= port <= 65535:
+        raise UserError(f"沒有連接埠 {port} (no such port)", where, "用 1024 到 65535 之間的 --port")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        server = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise UserError(f"不能用這個位址 (bad address): {error}", where, "檢查 --host 與 --port") from error
+    try:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server.bind(address)
+        server.listen(1)
+    except OSError as error:
+        server.close()
+        if error.errno == errno.EADDRINUSE:
+            raise UserError(
+                f"連接埠 {port} 已經有人在用 (port in use)", where, f"換一個連接埠，例如 --port {port + 1}"
+            ) from error
+        raise UserError(
+            f"不能在這個位址等連線 (cannot listen): {error}", where, "換一個 --host 或 --port（1024 以下要管理員權限）"
+        ) from error
+    return server
 
 
 def is_url(model: str) -> bool:
@@ -159,7 +191,7 @@ def run(service: Service, server: socket.socket) -> None:
     """uvicorn on an already bound socket, until it is told to stop and has drained."""
     import uvicorn
 
-    from twllm.serve.lifecycle import DrainingServer, PatientProtocol
+    from twllm.serve.operation.lifecycle import DrainingServer, PatientProtocol
 
     config = uvicorn.Config(
         create_app(service), http=PatientProtocol, ws="none", log_config=None, access_log=False, backlog=BACKLOG,

@@ -70,6 +70,7 @@ def chat_shard(
     context: int,
     *,
     may_be_empty: bool = False,
+    where: str = "",
 ) -> dict[str, Any]:
     """Conversations → chat ids with the loss on the assistant's tokens.
 
@@ -101,10 +102,14 @@ def chat_shard(
 
     index = write_shard(folder, encoded(), tokenizer.vocab_size)
     if not index["num_documents"] and not may_be_empty:
-        raise UserError(
-            "沒有可訓練的對話 (no conversation fits)", folder.name, f"檢查資料，或提高 context（現在 {context}）"
-        )
+        raise UserError("沒有可訓練的對話 (no conversation fits)", where or folder.name, _why_none(counts, context))
     return _add_facts(folder, index, **counts)
+
+
+def _why_none(counts: dict[str, int], context: int) -> str:
+    if not counts["num_conversations"]:
+        return "檔案裡沒有對話 (no rows); 檢查資料"
+    return f"{counts['num_too_long']} 筆都放不進 context（現在 {context}）：提高 context，或檢查資料"
 
 
 def _without_last_turn(messages: list[dict[str, str]]) -> list[dict[str, str]]:
@@ -188,7 +193,7 @@ def tokenize_datasets(
         check_licences(dataset, rows)
         train, held = split_held_out(rows, held_out)
         kept += held
-        shard = chat_shard(out / f"{number:03}", train, tokenizer, context)
+        shard = chat_shard(out / f"{number:03}", train, tokenizer, context, where=dataset.path)
         facts[f"{number:03}"] = {"path": dataset.path, **data_facts(rows, tally), **shard}
     if kept:
         facts["held_out"] = chat_shard(out / "held_out", kept, tokenizer, context, may_be_empty=True)

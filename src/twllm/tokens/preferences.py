@@ -31,6 +31,7 @@ LABELS = "labels.npy"
 MAX_PAIRS = 4  # of one prompt, made from rated answers: two people's arguments must not outweigh everything; chosen
 Messages = tuple[dict[str, str], ...]
 Method = Literal["kto", "dpo"]
+SHAPES: dict[str, tuple[str, ...]] = {"kto": ("prompt", "completion", "label"), "dpo": ("prompt", "chosen", "rejected")}
 
 
 @dataclass(frozen=True)
@@ -69,35 +70,60 @@ def read_preferences(dataset: DatasetConfig, method: Method) -> tuple[list[Answe
     if kind != method:
         fix = f'用 twllm feedback export --format {method} 匯出，或設 feedback.method = "{kind}"'
         raise UserError(f"這份資料是給 {kind} 的 (made for {kind})", dataset.path, fix)
-    found, stand_ins = [], []
+    found, stand_ins, tally = [], [], Tally(rows=len(rows))
     for number, row in enumerate(shaped):
         id = str(row.get("id") or f"{label_of(dataset.path)}/{number}")
         stand_ins.append(
             Conversation((), id=id, license=str(row.get("license") or dataset.license), metadata=dict(row))
         )
         try:
-            found.append(_shaped(id, row, method))
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
-            fix = "見 docs/feedback.md 的匯出格式"
+            made = _shaped(id, row, method)
+        except ValueError as error:
+            if dataset.on_broken == "skip":
+                tally.skip("bad_row", id)
+                continue
+            fix = '修正這一列，或設 on_broken = "skip"；匯出格式見 docs/feedback.md'
             raise UserError(f"不是 {method} 的資料列 (bad row): {error}", f"{dataset.path}: {id}", fix) from error
+        if isinstance(made, Pair) and made.chosen == made.rejected:
+            tally.skip("same_answer", id)
+        else:
+            found.append(made)
     check_licences(dataset, stand_ins)
-    return found, data_facts(stand_ins, Tally(rows=len(rows)))  # type: ignore[return-value]
+    return found, data_facts(stand_ins, tally)  # type: ignore[return-value]
 
 
 def _shaped(id: str, row: Mapping[str, Any], method: Method) -> Answer | Pair:
-    prompt = _messages(row["prompt"], "user")
-    if method == "kto":
-        return Answer(id, prompt, _messages(row["completion"], "assistant"), 1 if row["label"] in (True, 1) else -1)
-    return Pair(id, prompt, _messages(row["chosen"], "assistant"), _messages(row["rejected"], "assistant"))
+    missing = [key for key in SHAPES[method] if row.get(key) is None]
+    if missing:
+        raise ValueError(f"沒有 {'、'.join(missing)} (missing)")
+    prompt = _messages(row["prompt"], "user", "prompt")
+    if method == "dpo":
+        chosen, rejected = (_completion(prompt, row[key], key) for key in ("chosen", "rejected"))
+        return Pair(id, prompt, chosen, rejected)
+    if row["label"] not in (True, False, -1):  # 1 and 0 are equal to True and False
+        raise ValueError(f"label 要是 true 或 false，不是 {row['label']!r}")
+    return Answer(id, prompt, _completion(prompt, row["completion"], "completion"), 1 if row["label"] == 1 else -1)
 
 
-def _messages(value: Any, role: str) -> Messages:
+def _completion(prompt: Messages, value: Any, key: str) -> Messages:
+    found = _messages(value, "assistant", key)
+    tidy_chat([*prompt, *found])  # raises where the whole is no conversation
+    return found
+
+
+def _messages(value: Any, role: str, key: str) -> Messages:
     """Messages, or one text that stands for a message of `role`."""
     if isinstance(value, str):
         value = [{"role": role, "content": value}]
-    messages = tuple({"role": str(m["role"]), "content": str(m["content"])} for m in value)
+    if not isinstance(value, list) or not all(isinstance(m, dict) and isinstance(m.get("content"), str) for m in value):
+        raise ValueError(f"{key} 要是文字，或 role 與 content 的訊息 (a text or messages)")
+    messages = tuple({"role": str(m.get("role")), "content": m["content"]} for m in value)
+    if unknown := {m["role"] for m in messages} - {"system", "user", "assistant"}:
+        raise ValueError(f"{key} 的角色不支援 (unknown role): {sorted(unknown)[0]}")
     if not messages or messages[-1]["role"] != role:
-        raise ValueError(f"must end with {role}")
+        raise ValueError(f"{key} 最後一則要是 {role} (must end with {role})")
+    if not messages[-1]["content"].strip():
+        raise ValueError(f"{key} 是空的 (empty)")
     return messages
 
 
@@ -151,7 +177,9 @@ def tokenize_preferences(
             documents += encoded
             labels += [label for *_, label in two]
         if not documents:
+            skipped = "、".join(f"{reason} {count}" for reason, count in about["skipped"].items())
             fix = f"提高 context（現在 {context}）：一對回答要放得進同一列"
+            fix = f"檢查資料，全部略過了 (skipped)：{skipped}" if skipped and not counts["num_too_long"] else fix
             raise UserError("沒有放得下的資料 (nothing fits)", dataset.path, fix)
         folder = out / f"{number:03}"
         index = write_shard(folder, documents, tokenizer.vocab_size, method=method, **counts)

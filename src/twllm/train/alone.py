@@ -1,19 +1,34 @@
-"""`twllm train PHASE`: one phase on its own, a checkpoint folder in and one out, resumable like a run."""
+"""`twllm train PHASE`: one phase on its own, a checkpoint folder in and one out, resumable like a run.
 
+Unfinished work waits in `.NAME.work-*` beside the output, named by all that the result depends on: the same command goes on, another
+one starts anew and says so. An output that is finished with the same settings and inputs is left as it is.
+"""
+
+import json
 import shutil
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.text import Text
 
 from twllm import data as shipped
-from twllm.artifact import fingerprint, hash_path, write_folder, write_manifest
+from twllm.artifact import (
+    fingerprint,
+    hash_path,
+    lock,
+    read_manifest,
+    stage_fingerprint,
+    write_folder,
+    write_json,
+    write_manifest,
+)
 from twllm.errors import UserError
 from twllm.tokens.build import tokenize_chats, tokenize_corpus
-from twllm.tokens.conversation import read_conversations
 from twllm.tokens.tokenizer import ChatTokenizer
 from twllm.train.config import FeedbackConfig, MachineConfig, OptimConfig, PretrainConfig, SftConfig
 from twllm.train.watch_config import WatchConfig
@@ -21,7 +36,69 @@ from twllm.train.watch_config import WatchConfig
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from twllm.corpus.config import CorpusConfig
+
 PHASES: dict[str, type[OptimConfig]] = {"pretrain": PretrainConfig, "sft": SftConfig, "feedback": FeedbackConfig}
+FACTS = "data.json"  # in the tokens folder: what tokenising met
+
+
+@dataclass
+class Job:
+    """What was asked for, checked."""
+
+    phase: str
+    config: OptimConfig
+    corpus: "CorpusConfig | None"  # pretraining's
+    watch: WatchConfig
+    start: Path
+    tokenizer: ChatTokenizer
+    sources: list[str]
+    out: Path
+
+    @cached_property
+    def inputs(self) -> dict[str, str]:
+        """Hashes of everything read."""
+        from twllm.model.hub import fetch
+
+        found = {"model": hash_path(self.start)}
+        found |= {source: hash_path(shipped.resolve(source)) for source in self.sources}
+        if isinstance(self.config, PretrainConfig | SftConfig) and self.config.teacher:
+            found["teacher"] = hash_path(fetch(self.config.teacher.model, self.config.teacher.revision))
+        texts = self.config.forgetting.texts if self.config.forgetting else ()
+        return found | {text: hash_path(shipped.resolve(text)) for text in texts}
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """The settings that the result depends on."""
+        found = self.config.model_dump(mode="json") | {"template": self.tokenizer.template_fingerprint}
+        return found | ({"corpus": self.corpus.model_dump(mode="json")} if self.corpus else {})
+
+    @cached_property
+    def work(self) -> Path:
+        """Where unfinished work waits."""
+        return self.out.parent / f".{self.out.name}.work-{fingerprint([self.phase, self.facts, self.inputs])}"
+
+    def begin(self) -> "PreTrainedModel":
+        """The model that training starts from."""
+        from twllm.train.phase import start_model
+
+        return start_model(None, str(self.start), None, self.tokenizer, self.config.context, self.config.seed)
+
+    def tokenize(self, out: Path) -> None:
+        """Fill `out` with shards, and with what there is to say about the data."""
+        if self.corpus is None:
+            assert isinstance(self.config, SftConfig | FeedbackConfig)
+            held_out, method = getattr(self.config, "held_out", 0.0), getattr(self.config, "method", None)
+            found = tokenize_chats(out, self.config.datasets, self.tokenizer, self.config.context, held_out, method)
+        else:
+            from twllm.corpus.build import build_corpus
+
+            built = out / "corpus"
+            built.mkdir()
+            kept = build_corpus(self.corpus, built)
+            labels = [source.label for source in self.corpus.sources]
+            found = tokenize_corpus(out, built, labels, self.tokenizer) | {"dropped": kept["dropped"]}
+        write_json(out / FACTS, found)
 
 
 def train_alone(
@@ -33,111 +110,177 @@ def train_alone(
     Raises:
         UserError: bad model, data or settings.
     """
-    from twllm.model.hub import fetch
-    from twllm.recipe import load_machine, parse_settings, validate
+    from twllm.recipe import load_machine
     from twllm.train import distributed
-    from twllm.train.phase import start_model, train_phase
+    from twllm.train.state import list_states
+
+    job, settings_of = make_job(phase, model, sources, out, sets, template, licence), load_machine(machine)
+    if show:
+        from twllm.train.show import show_masks
+
+        show_masks(job.config, job.tokenizer, show)
+        return
+    if find_lr:
+        if distributed.launched():
+            raise UserError("找學習率只用一個行程 (one process only)", "--find-lr", "拿掉 torchrun")
+        _find_rate(job, settings_of)
+        return
+    distributed.start(settings_of)
+    with ExitStack() as stack:
+        distributed.from_main(lambda: _take(stack, job))
+        if distributed.from_main(lambda: _is_done(job)):
+            return
+        try:
+            metrics = _train(job, settings_of)
+        except UserError:
+            if distributed.is_main() and not list_states(job.work / "states"):
+                shutil.rmtree(job.work, ignore_errors=True)  # nothing that the corrected command could go on from
+            raise
+    if distributed.is_main():
+        Console(stderr=True).print(f"[green]✓[/] {escape(str(out))}  loss {metrics['loss']:.4f}")
+
+
+def make_job(
+    phase: str, model: str, sources: list[str], out: Path, sets: list[str], template: str | None, licence: str
+) -> Job:
+    """The command line, checked. `--set KEY` and `--set PHASE.KEY` are the same; `watch.`, and `datasets.` (SFT, feedback) or
+    `corpus.` (pretraining), are for all of `--data`.
+
+    Raises:
+        UserError: something is not as it should be.
+    """
+    from twllm.corpus.config import CorpusConfig
+    from twllm.model.hub import fetch
+    from twllm.recipe import parse_settings, validate
 
     settings = parse_settings(sets)
+    own = settings.pop(phase, {})
+    settings |= own if isinstance(own, dict) else {phase: own}
     watch = validate(WatchConfig, settings.pop("watch", {}), "--set watch")
-    if phase != "pretrain":
-        settings["datasets"] = [{"path": source, "license": licence} for source in sources]
-    config = validate(PHASES[phase], settings, "--set")
-    start = fetch(model)
-    tokenizer = ChatTokenizer.load(start)
-    tokenizer = tokenizer.with_template(template) if template else tokenizer
-    if show:
-        show_masks(sources, tokenizer, show)
-        return
-    inputs = {"model": hash_path(start), **{source: hash_path(shipped.resolve(source)) for source in sources}}
-    if isinstance(config, PretrainConfig | SftConfig) and config.teacher:
-        inputs["teacher"] = hash_path(fetch(config.teacher.model, config.teacher.revision))
-    facts = config.model_dump(mode="json") | {"template": tokenizer.template_fingerprint}
-    inputs |= {
-        text: hash_path(shipped.resolve(text)) for text in (config.forgetting.texts if config.forgetting else ())
-    }
-    work = out.parent / f".{out.name}.work-{fingerprint([phase, facts, inputs])}"
-
-    def begin() -> "PreTrainedModel":
-        return start_model(None, str(start), None, tokenizer, config.context, config.seed)
-
-    if find_lr:
-        _find_rate(phase, config, sources, licence, tokenizer, begin(), out, inputs, load_machine(machine))
-        return
-    weights, settings_of = [1.0] * len(sources), load_machine(machine)
-    distributed.start(settings_of)
-    with distributed.shared_folder(out) as folder:
-        tokens = work / "tokens"
-
-        def tokenize() -> None:
-            if not tokens.is_dir():  # whole where it is there, and `work` is named by everything it depends on
-                with write_folder(tokens) as shards:
-                    _tokenize(phase, config, sources, licence, tokenizer, shards)
-
-        distributed.from_main(tokenize)
-        metrics = train_phase(
-            phase, config, weights, begin(), tokenizer, tokens, folder, work, settings_of, begin, watch
+    about, corpus = "corpus" if phase == "pretrain" else "datasets", None
+    of_data = settings.pop(about, {})
+    if not isinstance(of_data, dict) or {"path", "sources"} & of_data.keys():
+        raise UserError(
+            "資料用 --data 給 (name the data with --data)", f"--set {about}", f"--set {about}.on_broken=skip 之類可以"
         )
+    if phase == "pretrain":
+        listed = [{"path": source, "license": licence or _shipped_licence(source)} for source in sources]
+        corpus = validate(CorpusConfig, {**of_data, "sources": listed}, "--set corpus")
+    else:
+        settings["datasets"] = [{"license": licence, **of_data, "path": source} for source in sources]
+    config = validate(PHASES[phase], settings, "--set")
+    if not config.enabled:
+        raise UserError(
+            "enabled = false 會被忽略 (would be ignored)", f"twllm train {phase}", "拿掉它；enabled 是配方用的"
+        )
+    start = fetch(model)
+    if out.exists() and start.resolve() == out.resolve():
+        raise UserError("輸出就是起點模型，訓練完會蓋掉它 (the output is the starting model)", out, "換一個 --out")
+    tokenizer = ChatTokenizer.load(start)
+    return Job(
+        phase, config, corpus, watch, start, tokenizer.with_template(template) if template else tokenizer, sources, out
+    )
+
+
+def _shipped_licence(source: str) -> str:
+    return "CC-BY-4.0" if source.startswith(shipped.PREFIX) else ""
+
+
+def _take(stack: ExitStack, job: Job) -> None:
+    """The output is ours until the end; two commands may not write one folder."""
+    file = job.out.parent / f".{job.out.name}.lock"
+    stack.enter_context(lock(job.out, file))
+    stack.callback(file.unlink, missing_ok=True)
+
+
+def _is_done(job: Job) -> bool:
+    """Whether `out` is the result already; another result of the same phase is replaced at the end, and that is told.
+
+    Raises:
+        UserError: `out` is something else that twllm made.
+    """
+    from twllm.train.state import list_states
+
+    console, there = Console(stderr=True, highlight=False), read_manifest(job.out)
+    if there and there.get("fingerprint") == stage_fingerprint(job.phase, job.facts, job.inputs):
+        console.print(f"✓ {job.out} 已經完成，設定與資料都沒變 (done before, nothing to do)", markup=False)
+        return True
+    if there and there.get("stage") != job.phase:
+        what = f"這裡是別的東西 (holds something else): {there.get('stage')}"
+        raise UserError(what, job.out, "換一個 --out，或先移開它")
+    if there:
+        console.print(f"※ {job.out} 是以前的結果，訓練完會被取代 (will be replaced)", markup=False)
+    for other in sorted(job.out.parent.glob(f".{job.out.name}.work-*")):
+        if other != job.work and list_states(other / "states"):
+            why = "另有中斷的訓練，設定或資料不同，這次從頭開始；不要了就刪掉 (unfinished work of other settings)"
+            console.print(f"※ {why}：{other}", markup=False, soft_wrap=True)
+    return False
+
+
+def _train(job: Job, machine: MachineConfig) -> dict[str, Any]:
+    from twllm.train import distributed
+    from twllm.train.phase import train_phase
+
+    tokens = job.work / "tokens"
+
+    def tokenize() -> None:
+        if not tokens.is_dir():  # whole where it is there, and `work` is named by everything it depends on
+            with write_folder(tokens) as shards:
+                job.tokenize(shards)
+        _tell(job, tokens)
+
+    with distributed.shared_folder(job.out) as folder:
+        distributed.check_shared(job.work)
+        distributed.from_main(tokenize)
+        weights = [1.0] * len(job.sources)
+        metrics = train_phase(
+            job.phase, job.config, weights, job.begin(), job.tokenizer, tokens, folder, job.work, machine, job.begin, job.watch
+        )  # fmt: skip
         if distributed.is_main():
-            write_manifest(folder, phase, facts, inputs, metrics=metrics)
-    if not distributed.is_main():
-        return
-    shutil.rmtree(work)
-    Console(stderr=True).print(f"[green]✓[/] {out}  loss {metrics['loss']:.4f}")
+            for names in tokens.glob("*/names.jsonl"):  # `twllm train seen` reads them, the tokens go
+                kept = folder / "tokens" / names.parent.name / names.name
+                kept.parent.mkdir(parents=True)
+                shutil.copyfile(names, kept)
+            counts = json.loads((tokens / FACTS).read_text(encoding="utf-8"))
+            write_manifest(folder, job.phase, job.facts, job.inputs, counts=counts, metrics=metrics)
+    if distributed.is_main():
+        shutil.rmtree(job.work)
+    return metrics
 
 
-def _find_rate(
-    phase: str, config: OptimConfig, sources: list[str], licence: str, tokenizer: ChatTokenizer, model: "PreTrainedModel", out: Path,
-    inputs: dict[str, str], machine: MachineConfig,
-) -> None:  # fmt: skip
+def _tell(job: Job, tokens: Path) -> None:
+    """A line a data set: documents and tokens, and what was left out or cut; nothing goes missing in silence."""
+    console = Console(stderr=True, highlight=False)
+    facts = json.loads((tokens / FACTS).read_text(encoding="utf-8"))
+    for number, source in enumerate(job.sources):
+        found = facts[f"{number:03}"]
+        learned, known = found["num_learned_tokens"], found["num_documents"]
+        text = f"{source}：{known:,} 份，{found['num_tokens']:,} 個詞元，學 {learned:,} 個 (documents, tokens, learned)"
+        lost = {"太長略過 too long": found.get("num_too_long"), "截短 shortened": found.get("num_shortened")}
+        lost |= {f"略過 skipped {reason}": count for reason, count in found.get("skipped", {}).items()}
+        told = "、".join(f"{name} {count:,}" for name, count in lost.items() if count)
+        console.print(text + (f"；{told}" if told else ""), markup=False, soft_wrap=True)
+    if held := facts.get("held_out", {}).get("num_documents"):
+        console.print(f"保留 {held:,} 份，只量損失 (held out)", markup=False)
+    if dropped := {name: count for name, count in facts.get("dropped", {}).items() if count}:
+        told = "、".join(f"{name} {count}" for name, count in dropped.items())
+        console.print(
+            f"※ 語料步驟丟掉的 (dropped by corpus steps)：{told}；--set corpus.steps=[] 不過濾",
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+def _find_rate(job: Job, machine: MachineConfig) -> None:
     """Everything but the picture, the curve and the table is gone afterwards."""
     from twllm.train.lr_finder import find_rate, write_found
     from twllm.train.phase import make_trainer
 
-    with TemporaryDirectory(prefix="twllm-lr-") as folder:
+    with TemporaryDirectory(prefix="twllm-lr-") as folder, write_folder(job.out) as out:
         tokens = Path(folder) / "tokens"
         tokens.mkdir()
-        _tokenize(phase, config, sources, licence, tokenizer, tokens)
-        weights = [1.0] * len(sources)
-        trainer = make_trainer(phase, config, weights, model, tokenizer, tokens, Path(folder) / "work", machine)
-        write_found(find_rate(trainer), out, phase, inputs, config.model_dump(mode="json"))
-
-
-def _tokenize(
-    phase: str, config: OptimConfig, sources: list[str], licence: str, tokenizer: ChatTokenizer, out: Path
-) -> None:
-    if isinstance(config, SftConfig | FeedbackConfig):
-        held_out, method = getattr(config, "held_out", 0.0), getattr(config, "method", None)
-        tokenize_chats(out, config.datasets, tokenizer, config.context, held_out, method)
-        return
-    from twllm.corpus.build import build_corpus
-    from twllm.corpus.config import CorpusConfig, CorpusSource
-
-    if not licence and not all(source.startswith(shipped.PREFIX) for source in sources):
-        raise UserError("語料要說明授權條款 (licence needed)", "--data", '加上 --license "CC BY 4.0" 之類的說明')
-    corpus = CorpusConfig(
-        sources=tuple(CorpusSource(path=source, license=licence or "CC-BY-4.0") for source in sources)
-    )
-    built = out / "corpus"
-    built.mkdir()
-    build_corpus(corpus, built)
-    tokenize_corpus(out, built, [source.label for source in corpus.sources], tokenizer)
-
-
-def show_masks(sources: list[str], tokenizer: ChatTokenizer, count: int) -> None:
-    """Print the first conversations token by token: green = the loss covers it."""
-    console = Console(highlight=False)
-    for source in sources:
-        for number, conversation in enumerate(read_conversations(source)):
-            if number == count:
-                break
-            chat = tokenizer.encode_chat(conversation.messages)
-            text, decoder = Text(), tokenizer.stream()
-            for id, learned in zip(chat.ids, chat.mask, strict=True):
-                control = next((name for name, value in tokenizer.controls.items() if value == id), None)
-                text.append(control or decoder.push(id), style="bold green" if learned else "dim")
-                text.append("·", style="bright_black")
-            console.print(
-                f"[bold]{escape(conversation.id)}[/]  {len(chat.ids)} 個詞元，學 {sum(chat.mask)} 個 (tokens, learned)"
-            )
-            console.print(text, "\n")
+        job.tokenize(tokens)
+        weights, model = [1.0] * len(job.sources), job.begin()
+        work = Path(folder) / "work"
+        trainer = make_trainer(job.phase, job.config, weights, model, job.tokenizer, tokens, work, machine)
+        write_found(find_rate(trainer), out, job.phase, job.inputs, job.facts)

@@ -1,28 +1,36 @@
-"""Attention that keeps packed documents apart, in four forms of the same sum (held by tests to float rounding).
+"""Attention that keeps packed documents apart, in five forms of the same sum (held by tests to float rounding).
 
 `pieces`  CPU: documents of similar length together, a few batched products each (buckets.py).
+`kernel`  CPU, for Llama's layers where this machine can build it: the same in one C++ kernel (kernel.py).
 `mask`    a (B, 1, T, T) boolean mask and transformers' "sdpa": compiled whole models on CPU, GPUs without the next two.
-`varlen`  GPU: torch's own FlashAttention for rows of documents (`torch.nn.attention.varlen`, bf16, from Ampere on); the shared prefix
-          is put in front of each document's keys, its gradient is summed by autograd.
+`varlen`  GPU: torch's own FlashAttention for rows of documents (`torch.nn.attention.varlen`, bf16, from Ampere on). Rows are one long
+          sequence of documents as they stand, padding is a document of its own; only a shared prefix is gathered, in front of each
+          document's keys, and its gradient is summed by autograd.
 `flex`    GPU: FlexAttention with a block mask made from the document numbers: blocks between documents are skipped.
-Chosen by machine.py. Not covered here: `varlen` and `flex` have not run on a GPU; their layout and mask are tested on CPU
-(flex: forward only, torch has no backward of it there).
+Chosen by execution.py. Not covered: `varlen` and `flex` have not run on a GPU (tests/train/test_gpu.py does it where there is one); on CPU
+their layout, mask, values and gradients are held against `mask`, with a loop in place of the kernel. FlashAttention's backward adds in no
+fixed order, so a run on a GPU repeats to rounding, not bit for bit.
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.attention import flex_attention, varlen
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from twllm.train.buckets import Layout, bucketed_attention, layout_of
-from twllm.train.data import Batch
+from twllm.train.data import Batch, to_device
+from twllm.train.kernel import Pieces, attend, pieces_of
 
-NAME, VARLEN_NAME = "twllm_pieces", "twllm_varlen"
-IMPLEMENTATIONS = {"pieces": NAME, "mask": "sdpa", "varlen": VARLEN_NAME, "flex": "flex_attention"}
+NAME, VARLEN_NAME, FLEX_NAME = "twllm_pieces", "twllm_varlen", "twllm_flex"
+IMPLEMENTATIONS = {"pieces": NAME, "kernel": NAME, "mask": "sdpa", "varlen": VARLEN_NAME, "flex": FLEX_NAME}
+BLOCK = 128  # tokens of a block of FlexAttention's mask, torch's own default
 # B rows, H heads, K key/value heads, T tokens a row, E head width
 
 
@@ -34,13 +42,33 @@ def document_mask(document: Tensor) -> Tensor:
 
 
 def block_mask(document: Tensor) -> flex_attention.BlockMask:
-    """The same mask for FlexAttention, in blocks of 128 tokens."""
+    """The same mask for FlexAttention. Which blocks matter follows from the first and last document in each, since numbers rise along
+    a row: torch's create_block_mask would make all T² places first (a gigabyte and more at 32k tokens).
+    """
     B, T = document.shape
+    n, last = -(-T // BLOCK), T + 1  # padding comes after the last document, what is beyond the row after the padding
+    rising = F.pad(document.masked_fill(document < 0, last), (0, n * BLOCK - T), value=last + 1).view(B, n, BLOCK)
+    low, high = rising[..., 0], rising[..., -1]  # (B, n)
+    low_q, high_q, low_k, high_k = low[:, :, None], high[:, :, None], low[:, None], high[:, None]
+    square = torch.ones(n, n, dtype=torch.bool, device=document.device)
+    seen = square.tril() & ((high_k >= low_q) | (low_k == 0))  # (B, n, n)
+    one = (
+        (low_q == high_q) & (high_k == low_q) & ((low_k == high_k) | (low_k + high_k == 1))
+    )  # of the prefix and document 1, too
+    whole = square.tril(-1) & (one | (high_k == 0)) & (high_q <= last)
 
     def may_look(b: Tensor, _: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return (q >= k) & ((document[b, q] == document[b, k]) | (document[b, k] == 0))
 
-    return flex_attention.create_block_mask(may_look, B, None, T, T, device=document.device)
+    return flex_attention.BlockMask.from_kv_blocks(
+        *_ordered(seen & ~whole), *_ordered(whole), BLOCK_SIZE=BLOCK, mask_mod=may_look, seq_lengths=(T, T)
+    )
+
+
+def _ordered(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, n, n) → how many key blocks each query block has, and which: these first."""
+    order = torch.argsort(blocks.to(torch.int8), dim=-1, descending=True, stable=True)
+    return blocks.sum(-1, dtype=torch.int32)[:, None], order.to(torch.int32)[:, None]
 
 
 def attend_pieces(
@@ -48,35 +76,43 @@ def attend_pieces(
 ) -> tuple[Tensor, None]:  # fmt: skip
     """transformers' attention signature; query (B, H, T, E), key and value (B, K, T, E) → (B, T, H, E)."""
     B, H, T, E = query.shape
-    layout: Layout = kwargs["layout"]
+    layout: Layout | Pieces = kwargs["layout"]
     q, k, v = (x.transpose(1, 2).reshape(B * T, -1, E) for x in (query, key, value))
-    return bucketed_attention(q, k, v, layout, scaling).view(B, T, H, E), None
+    found = (
+        attend(q, k, v, layout, scaling) if isinstance(layout, Pieces) else bucketed_attention(q, k, v, layout, scaling)
+    )
+    return found.view(B, T, H, E), None
 
 
 class VarlenLayout:
-    """Where each document's queries and keys stand, for FlashAttention: all rows one after the other.
+    """Where each document's queries and keys end, for FlashAttention: all rows one after the other.
 
-    `queries` and `keys` are places in the (B T) tokens, `q_ends` and `k_ends` the cumulative lengths that the kernel takes.
+    `q_ends` and `k_ends` are the cumulative lengths that the kernel takes; `keys` are places in the (B T) tokens, None where they are
+    simply all of them (no shared prefix).
     """
 
     def __init__(self, batch: Batch) -> None:
         B, T = batch.ids.shape
-        P = batch.prefix
-        own = [(row * T, P) for row in range(B)] if P else []
-        spans = [(np.arange(start, start + P), np.arange(start, start + P)) for start, _ in own]
+        P, lengths, shared, places = batch.prefix, list[int](), list[int](), list[NDArray[np.int64]]()
+        rows: list[list[tuple[int, int, bool]]] = [[(0, P, False)] if P else [] for _ in range(B)]
         for row, start, length in batch.pieces:
-            place = np.arange(row * T + start, row * T + start + length)
-            spans.append((place, np.concatenate([row * T + np.arange(P), place])))
+            rows[row].append((start, length, bool(P)))
+        for row, pieces in enumerate(rows):
+            used = sum(length for _, length, _ in pieces)
+            for start, length, prefixed in [*pieces, (used, T - used, False)]:
+                if length:
+                    lengths.append(length)
+                    shared.append(P if prefixed else 0)
+                    places += [row * T + np.arange(shared[-1]), row * T + np.arange(start, start + length)]
+        q, k = np.array(lengths), np.array(lengths) + np.array(shared)
         device = batch.ids.device
+        self.q_ends, self.k_ends = (to_device(_ends(found), device) for found in (q, k))
+        self.keys = to_device(torch.from_numpy(np.concatenate(places)), device) if P else None
+        self.longest_q, self.longest_k = int(q.max()), int(k.max())
 
-        def ends(which: int) -> Tensor:
-            found = np.cumsum([0, *(len(span[which]) for span in spans)])
-            return torch.from_numpy(found.astype(np.int32)).to(device)
 
-        self.queries = torch.from_numpy(np.concatenate([q for q, _ in spans])).to(device)
-        self.keys = torch.from_numpy(np.concatenate([k for _, k in spans])).to(device)
-        self.q_ends, self.k_ends = ends(0), ends(1)
-        self.longest_q, self.longest_k = max(len(q) for q, _ in spans), max(len(k) for _, k in spans)
+def _ends(lengths: NDArray[np.int64]) -> Tensor:
+    return torch.from_numpy(np.concatenate([[0], lengths.cumsum()]).astype(np.int32))
 
 
 def attend_varlen(
@@ -85,24 +121,57 @@ def attend_varlen(
     """transformers' attention signature over torch's FlashAttention of variable lengths (causal, aligned at the end)."""
     B, H, T, E = query.shape
     layout: VarlenLayout = kwargs["varlen"]
-    q, k, v = (x.transpose(1, 2).reshape(B * T, -1, E).to(value.dtype) for x in (query, key, value))
+    q, k, v = (x.transpose(1, 2).reshape(B * T, -1, E) for x in _same_dtype(query, key, value))
+    if layout.keys is not None:
+        k, v = k.index_select(0, layout.keys), v.index_select(0, layout.keys)
     found = varlen.varlen_attn(
-        q.index_select(0, layout.queries), k.index_select(0, layout.keys), v.index_select(0, layout.keys),
-        layout.q_ends, layout.k_ends, layout.longest_q, layout.longest_k,
-        scale=scaling, window_size=(-1, 0), enable_gqa=key.shape[1] != H,
+        q, k, v, layout.q_ends, layout.k_ends, layout.longest_q, layout.longest_k, scale=scaling, window_size=(-1, 0),
+        enable_gqa=key.shape[1] != H,
     )  # fmt: skip
     assert isinstance(found, Tensor)
-    return found.new_zeros(B * T, H, E).index_copy(0, layout.queries, found).view(B, T, H, E), None
+    return found.view(B, T, H, E), None
+
+
+def attend_flex(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: flex_attention.BlockMask, scaling: float, **kwargs: Any
+) -> tuple[Tensor, None]:  # fmt: skip
+    """transformers' attention signature over FlexAttention. transformers' own takes no mixed precisions (rotary makes q and k fp32
+    under autocast) and compiles anew whenever training and evaluation take turns.
+    """
+    query, key, value = _same_dtype(query, key, value)
+    G = query.shape[1] // key.shape[1]
+    if G & (G - 1):  # its kernel for short rows takes powers of two only
+        key, value, G = key.repeat_interleave(G, 1), value.repeat_interleave(G, 1), 1
+    plain: Any = flex_attention.flex_attention
+    attend = _compiled_flex() if query.is_cuda else plain
+    found = attend(query, key, value, block_mask=attention_mask, scale=scaling, enable_gqa=G > 1)
+    assert isinstance(found, Tensor)
+    return found.transpose(1, 2), None
+
+
+@lru_cache(maxsize=1)
+def _compiled_flex() -> Callable[..., Any]:
+    return torch.compile(flex_attention.flex_attention)
+
+
+def _same_dtype(*parts: Tensor) -> list[Tensor]:
+    """In the precision that products run in: autocast leaves q and k in fp32 after the rotation, 4-bit layers their value."""
+    device = parts[0].device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else parts[-1].dtype
+    return [part.to(dtype) for part in parts]
 
 
 AttentionInterface.register(NAME, attend_pieces)
 AttentionInterface.register(VARLEN_NAME, attend_varlen)
+AttentionInterface.register(FLEX_NAME, attend_flex)
 for name in (NAME, VARLEN_NAME):
     AttentionMaskInterface.register(name, lambda *args, **kwargs: None)
 
 
 def attention_inputs(kind: str) -> Callable[[Batch], dict[str, Any]]:
     """What the model's forward needs besides ids and positions, for a form of attention."""
+    if kind == "kernel":
+        return lambda batch: {"layout": pieces_of(batch)}
     if kind == "pieces":
         return lambda batch: {"layout": layout_of(batch)}
     if kind == "varlen":

@@ -179,14 +179,14 @@ def _with_long(out: Tensor, query: Tensor, key: Tensor, value: Tensor, layout: L
     parts, places = [], []
     with torch.autocast(query.device.type, enabled=False):
         for row, start, length in layout.long:
-            own = slice(start, start + length)
-            before = slice(row * T, row * T + P)
-            q = query[own].float().transpose(0, 1)[None]
-            k, v = (torch.cat([x[before], x[own]]).float().transpose(0, 1)[None] for x in (key, value))
-            mask = causal_bias(length, P, 1) if P else None
-            found = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=k.shape[1] != q.shape[1]
+            # the prefix asks, too, and what it finds is dropped: a mask would be as large as the square of the document
+            spans = slice(row * T, row * T + P), slice(start, start + length)
+            q, k, v = (
+                torch.cat([x[span] for span in spans]).float().transpose(0, 1)[None] for x in (query, key, value)
             )
-            parts.append(found[0].transpose(0, 1).to(value.dtype))
+            found = F.scaled_dot_product_attention(
+                q, k, v, is_causal=True, scale=scaling, enable_gqa=k.shape[1] != q.shape[1]
+            )
+            parts.append(found[0, :, P:].transpose(0, 1).to(value.dtype))
             places.append(torch.arange(start, start + length))
     return out.index_copy(0, torch.cat(places), torch.cat(parts))

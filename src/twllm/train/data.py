@@ -38,6 +38,7 @@ class Batch:
     rows: tuple[Row, ...]
     prefix: int  # tokens of the shared prefix at the start of each row, 0 if there is none
     filler: bool = False  # of several processes this one has fewer rows: it computes along, and nothing counts
+    labelled: Tensor | None = None  # places that labels stand at, where it is known (to)
 
     def inputs(self, model: Any) -> dict[str, Tensor]:
         """What the decoder of `model` is given to read: ids here, embeddings where there are pictures (pictures.py)."""
@@ -45,8 +46,20 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch with its tensors on `device`."""
-        tensors = {name: getattr(self, name) for name in ("ids", "labels", "position", "document")}
-        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
+        names = ("ids", "labels", "position", "document")
+        tensors: dict[str, Any] = {name: to_device(getattr(self, name), device) for name in names}
+        return replace(self, **tensors, labelled=to_device(self.places(), device))
+
+    def places(self) -> Tensor:
+        """(N,) which of the (B T) places have a label."""
+        return (self.labels.reshape(-1) >= 0).nonzero().squeeze(1) if self.labelled is None else self.labelled
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """There; to a GPU through pinned memory: a copy from ordinary memory waits for all that the GPU was given to do."""
+    if device.type == "cuda" and not tensor.is_cuda:
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 class PackedData:

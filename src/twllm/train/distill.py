@@ -2,7 +2,7 @@
 
 Loss of a token, with student logits s, teacher logits t, weight w and temperature T (arXiv 1503.02531, forward KL):
     (1 − w) · cross entropy(s, label)  +  w · T² · KL(softmax(t / T) ‖ softmax(s / T))
-Both heads are computed for CHUNK labelled tokens at a time and the gradients made there and then, so (tokens × vocabulary) logits
+Both heads are computed for a chunk of labelled tokens at a time and the gradients made there and then, so (tokens × vocabulary) logits
 never exist at once. The price is the teacher's forward pass: about 2 FLOPs a teacher parameter and token beside the student's 6. The
 teacher is frozen, in evaluation mode, in bf16 where the run is, and a function of the batch alone: a resumed run stays equal bit for
 bit. The held-out loss is plain cross entropy.
@@ -22,7 +22,7 @@ from twllm.errors import UserError
 from twllm.tokens.contract import check_same_tokenizer
 from twllm.tokens.tokenizer import ChatTokenizer
 from twllm.train.data import Batch
-from twllm.train.loss import CHUNK, CHUNK_LOGITS, check_model, hidden_states
+from twllm.train.loss import check_model, chunk_tokens, hidden_states
 from twllm.train.machine import Machine
 from twllm.train.objective import TokenObjective
 from twllm.train.teacher_config import TeacherConfig
@@ -75,9 +75,8 @@ class DistillObjective(TokenObjective):
         """(summed mixed loss, number of labelled tokens)."""
         if not self.model.training:
             return super().token_loss(batch, routers)
-        labels = batch.labels.reshape(-1)
-        places = (labels >= 0).nonzero().squeeze(1)  # (N,)
-        labels = labels.index_select(0, places)
+        places = batch.places()  # (N,)
+        labels = batch.labels.reshape(-1).index_select(0, places)
         attention = self.machine.attention
         student = _picked(hidden_states(self.model, batch, attention, routers), places)  # (N, D)
         with torch.no_grad():
@@ -112,7 +111,7 @@ class _DistillLoss(torch.autograd.Function):
         entropy, divergence = torch.zeros((), device=h.device), torch.zeros((), device=h.device)
         d_hidden = torch.empty_like(h) if wants_hidden else None
         d_head = torch.zeros_like(head, dtype=torch.float32) if wants_head else None
-        size = max(1, min(CHUNK, CHUNK_LOGITS // len(head)))
+        size = chunk_tokens(len(head), h.device, wants_head)
         with torch.autocast(h.device.type, enabled=False):
             for at in range(0, len(labels), size):
                 here, y = slice(at, at + size), labels[at : at + size, None]

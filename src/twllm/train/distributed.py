@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,8 +25,10 @@ from twllm.train.config import MachineConfig
 T = TypeVar("T")
 NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 BEAT_S, SILENT_S = 2.0, 120.0  # between heartbeats of process 0, and how long the others believe in it without one
+SEEN_S = 60.0  # until a new file must be seen by all hosts: NFS remembers for up to a minute what is not there
 TORCHRUN = "torchrun --nproc-per-node 8 -m twllm …"
-_state: dict[str, Any] = {"calls": 0, "group": None}  # of this process
+_alone: dict[str, Any] = {"calls": 0, "group": None, "share": (0, 1), "timeout": None}
+_state: dict[str, Any] = dict(_alone)  # of this process
 
 
 class FollowedError(UserError):
@@ -88,13 +90,11 @@ def start(machine: MachineConfig) -> None:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     try:
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=timedelta(seconds=machine.timeout_s)
-        )  # fmt: skip
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=timedelta(seconds=machine.timeout_s))
     except (RuntimeError, ValueError) as error:  # torch's DistError is a RuntimeError
         what = f"連不到其他行程 (cannot join the other processes): {str(error).splitlines()[0]}"
         raise UserError(what, place, "檢查 MASTER_ADDR、MASTER_PORT、防火牆，以及每台主機是否都起了") from error
-    _state["calls"] = 0
+    _state.update(calls=0, share=(rank(), count()), timeout=timedelta(seconds=machine.timeout_s))
     if is_main():
         threading.Thread(target=_beat, args=(_store(),), name="heartbeat", daemon=True).start()
 
@@ -157,6 +157,13 @@ def from_main(work: Callable[[], T], busy: str = "") -> T:
 
 def _await(store: Any, key: str, busy: str) -> Any:
     """Wait for a key as long as process 0 lives."""
+    try:
+        return _watch(store, key, busy)
+    except dist.DistError as error:  # the store was in a process that is gone
+        raise _lost(busy or key, error) from error
+
+
+def _watch(store: Any, key: str, busy: str) -> Any:
     pause, seen, beat, look = 0.01, time.monotonic(), b"", 0.0
     while not store.check([key]):
         time.sleep(pause)
@@ -197,17 +204,83 @@ def _lost(where: str, error: BaseException) -> UserError:
 
 
 @contextmanager
+def held(make: Callable[[], AbstractContextManager[Any]]) -> Iterator[Any]:
+    """A context that process 0 is in; gives what it gives there as text, in every process."""
+    with ExitStack() as stack:
+        yield from_main(lambda: str(stack.enter_context(make())))
+
+
+@contextmanager
 def shared_folder(path: Path) -> Iterator[Path]:
     """`write_folder` by process 0, known to all; the others must not write into it."""
     from twllm.artifact import write_folder
 
-    with ExitStack() as stack:
-        yield Path(from_main(lambda: str(stack.enter_context(write_folder(path)))))
+    with held(lambda: write_folder(path)) as folder:
+        yield Path(folder)
 
 
-def use_group(group: Any) -> None:
-    """Sum over these processes from now on: those whose data differ."""
-    _state["group"] = group
+def check_shared(folder: Path) -> None:
+    """Every process sees what process 0 writes into `folder`, and so the states that all of them write there are one.
+
+    Raises:
+        UserError: some do not.
+    """
+    if count() == 1:
+        return
+    mark = folder / f".seen-{from_main(lambda: _touch(folder))}"
+    end = time.monotonic() + SEEN_S
+    while not (seen := mark.exists()) and time.monotonic() < end:
+        time.sleep(0.5)
+    blind = [number for number, sees in enumerate(gather(seen)) if not sees]
+    if is_main():
+        mark.unlink()
+    if blind:
+        what = (
+            f"行程 {'、'.join(map(str, blind))} 看不到行程 0 的輸出資料夾 (they do not see process 0's output folder)"
+        )
+        raise (UserError if is_main() else FollowedError)(
+            what, folder.absolute(), "--out 要在每台主機都看得到的共用檔案系統上"
+        )
+
+
+def _touch(folder: Path) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"{os.getpid()}-{time.time_ns()}"
+    (folder / f".seen-{name}").touch()
+    return name
+
+
+def new_group(ranks: Sequence[int] | None = None) -> Any:
+    """A group on the host (None: of all) that waits as long as the machine file says; torch's own would wait half an hour."""
+    return dist.new_group(None if ranks is None else list(ranks), timeout=_state["timeout"], backend="gloo")
+
+
+def wait_as_configured(group: Any) -> None:
+    """The same for a group that torch made."""
+    from torch.distributed.distributed_c10d import _set_pg_timeout
+
+    if _state["timeout"]:
+        _set_pg_timeout(_state["timeout"], group)
+
+
+def use_group(group: Any, share: tuple[int, int]) -> None:
+    """From now on sum over these processes, those whose data differ, among which this one is number `share[0]` of `share[1]`."""
+    _state.update(group=group, share=share)
+
+
+def share() -> tuple[int, int]:
+    """(number, count) of this process among those that share out the data; what computes a layer together counts once."""
+    found: tuple[int, int] = _state["share"]
+    return found
+
+
+def main_says(flag: bool) -> bool:
+    """Process 0's word, in every process."""
+    if count() == 1:
+        return flag
+    found = torch.tensor(float(flag))
+    dist.broadcast(found, 0)
+    return bool(found)
 
 
 def all_sum(values: Sequence[float]) -> list[float]:
@@ -232,4 +305,4 @@ def stop() -> None:
     """Leave the group."""
     if dist.is_initialized():
         dist.destroy_process_group()
-    _state.update(calls=0, group=None)
+    _state.update(_alone)

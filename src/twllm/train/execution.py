@@ -3,20 +3,53 @@
 Nothing here changes what is computed, only where its last bits and its memory go: all forms are the same sum (tests/train/test_execution.py).
 `checkpointing`  none: keep all activations; selective: compute the second region of each layer again (output, SwiGLU: about
                  two thirds of a layer's activations for about half of its products); full: keep only each layer's input.
-`offload`        activations wait for the backward pass in the host's memory (GPU only).
+`offload`        activations wait for the backward pass in the host's pinned memory (GPU only); weights and what is small stay. Copies run
+                 in the order of the computation, beside nothing: it saves memory, never time. With full checkpointing only the
+                 layers' inputs are there to be moved (transformers does that).
+Not covered: moments or weights in the host's memory (planning them over several GPUs is sharding: parallel.py).
 """
 
+from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 from transformers import PreTrainedModel
 
 from twllm.errors import UserError
 from twllm.train.attention import IMPLEMENTATIONS
 from twllm.train.fused import Fused, can_fuse
+from twllm.train.kernel import can_attend
 from twllm.train.machine import Machine
+
+SMALL = 1 << 20  # bytes; below this a copy is not worth its launch; chosen
+
+
+class HostKept(saved_tensors_hooks):
+    """Around a forward pass: what is saved for the backward pass goes to the host. torch's own `save_on_cpu` would move the weights, too,
+    and their bf16 copies (all of a 7 B model's for each micro-batch); here what has the shape of a weight stays where it is.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        shapes = {tuple(p.shape) for p in model.parameters() if p.ndim > 1}
+        stay = shapes | {shape[::-1] for shape in shapes}
+        super().__init__(lambda tensor: to_host(tensor, stay), from_host)
+
+
+def to_host(tensor: Tensor, stay: Collection[tuple[int, ...]]) -> Tensor | tuple[torch.device, Tensor]:
+    """The tensor itself, or its device and a copy of it in the host's pinned memory."""
+    if not tensor.is_cuda or tensor.nbytes < SMALL or tuple(tensor.shape) in stay:
+        return tensor
+    kept = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return tensor.device, kept.copy_(tensor, non_blocking=True)
+
+
+def from_host(kept: Tensor | tuple[torch.device, Tensor]) -> Tensor:
+    """What `to_host` was given."""
+    return kept if isinstance(kept, Tensor) else kept[1].to(kept[0], non_blocking=True)
 
 
 @dataclass
@@ -29,7 +62,7 @@ class Execution:
 
     def forward_context(self) -> AbstractContextManager[Any]:
         """Around the forward pass of a micro-batch."""
-        return torch.autograd.graph.save_on_cpu(pin_memory=True) if self.offload else nullcontext()
+        return HostKept(self.model) if self.offload else nullcontext()
 
     def remove(self) -> None:
         """Back to transformers' own layers and attention."""
@@ -51,7 +84,7 @@ def prepare(
         UserError: selective checkpointing of a model whose layers cannot be fused.
     """
     fuse = fuse and can_fuse(model)
-    machine = replace(machine, attention=attention_form(machine, fuse))
+    machine = replace(machine, attention=attention_form(machine, fuse, head_width(model)))
     model.set_attn_implementation(IMPLEMENTATIONS[machine.attention])
     if machine.checkpointing == "selective" and not fuse:
         raise UserError(
@@ -67,14 +100,19 @@ def prepare(
     return machine, Execution(model, fused, machine.offload and machine.checkpointing != "full")
 
 
-def attention_form(machine: Machine, fused: bool) -> str:
-    """The fastest form where it runs: see attention.py."""
-    if machine.device == "cuda":
-        if (
-            machine.precision == "bf16"
-            and torch.cuda.get_device_capability() >= (8, 0)
-            and (fused or not machine.compile)
-        ):
-            return "varlen"
-        return "flex" if fused or not machine.compile else "mask"
-    return "mask" if machine.compile and not fused else "pieces"
+def attention_form(machine: Machine, fused: bool, head_width: int) -> str:
+    """The fastest form where it runs: see attention.py. FlashAttention takes heads in eights up to 256, FlexAttention from 16 on."""
+    whole = machine.compile and not fused  # one graph, that a kernel's Python cannot be part of
+    if machine.device != "cuda":
+        precise = torch.bfloat16 if machine.precision == "bf16" else torch.float32
+        return "mask" if whole else "kernel" if fused and can_attend(precise, head_width) else "pieces"
+    flash = torch.version.hip is None and torch.cuda.get_device_capability() >= (8, 0)
+    if machine.precision == "bf16" and flash and not whole and head_width % 8 == 0 and head_width <= 256:
+        return "varlen"
+    return "mask" if whole or head_width < 16 else "flex"
+
+
+def head_width(model: PreTrainedModel) -> int:
+    """E, as the model's config says it."""
+    config = model.config.get_text_config()
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)

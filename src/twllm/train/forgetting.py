@@ -133,25 +133,22 @@ def told(facts: dict[str, Any]) -> str:
 
 def plot(rows: Sequence[Row], target: Path, title: str) -> None:
     """PNG: two bars a text."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from twllm.train.plots import picture, shown
 
-    figure = Figure(figsize=(8, 1.2 + 0.7 * len(rows)), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    places = range(len(rows))
-    axes.barh([p - 0.2 for p in places], [r.before for r in rows], 0.38, color="tab:gray", label="before")
-    colours = ["tab:red" if r.verdict == "forgotten" else "tab:blue" for r in rows]
-    axes.barh([p + 0.2 for p in places], [r.after for r in rows], 0.38, color=colours, label="after (red: forgotten)")
-    for place, row in zip(places, rows, strict=True):
-        axes.text(row.after, place + 0.2, f" {row.change:+.1%}", va="center", fontsize=8)
-    names = [row.name.rsplit("/", 1)[-1].encode("ascii", "replace").decode() for row in rows]  # the font has no Han
-    axes.set_yticks(list(places), names)
-    axes.invert_yaxis()
-    axes.set(xlabel="bits per character", title=f"{title}: forgetting")
-    axes.margins(x=0.12)
-    axes.legend()
-    figure.savefig(target, dpi=110)
+    with picture(target, 8, 1.2 + 0.7 * len(rows)) as figure:
+        axes = figure.add_subplot()
+        places = range(len(rows))
+        axes.barh([p - 0.2 for p in places], [r.before for r in rows], 0.38, color="tab:gray", label="before")
+        colours = ["tab:red" if r.verdict == "forgotten" else "tab:blue" for r in rows]
+        label = "after (red: forgotten)"
+        axes.barh([p + 0.2 for p in places], [r.after for r in rows], 0.38, color=colours, label=label)
+        for place, row in zip(places, rows, strict=True):
+            axes.text(row.after, place + 0.2, f" {row.change:+.1%}", va="center", fontsize=8)
+        axes.set_yticks(list(places), [shown(row.name.rsplit("/", 1)[-1]) for row in rows])
+        axes.invert_yaxis()
+        axes.set(xlabel="bits per character", title=f"{title}: forgetting")
+        axes.margins(x=0.12)
+        axes.legend()
 
 
 def before(

@@ -114,15 +114,21 @@ class Fused:
             attend = ALL_ATTENTION_FUNCTIONS[attention.config._attn_implementation]
             heads = (part.transpose(1, 2) for part in (q, k, v))
             attended, _ = attend(attention, *heads, attention_mask, scaling=attention.scaling, dropout=0.0, **kwargs)
-            inputs = (
-                x, attended.flatten(2), attention.o_proj.weight, layer.post_attention_layernorm.weight, eps,
-                mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight, dtype,
+            weights = (
+                attention.o_proj.weight, layer.post_attention_layernorm.weight, eps, mlp.gate_proj.weight, mlp.up_proj.weight,
+                mlp.down_proj.weight, dtype,
             )  # fmt: skip
+
+            def second(x: Tensor, attended: Tensor) -> Tensor:
+                """Weights are no inputs here: with offload they would come back as other objects, and be compiled for anew."""
+                found: Tensor = after(x, attended, *weights)
+                return found
+
             if self.recompute and torch.is_grad_enabled():
-                found = checkpoint(after, *inputs, use_reentrant=False)
+                found = checkpoint(second, x, attended.flatten(2), use_reentrant=False)
                 assert isinstance(found, Tensor)
                 return found
-            return after(*inputs)
+            return second(x, attended.flatten(2))
 
         def forward(hidden_states: Tensor, attention_mask: Any = None, **kwargs: Any) -> Tensor:
             """transformers puts full checkpointing into the class's forward, which this one stands in front of."""

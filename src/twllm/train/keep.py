@@ -71,15 +71,17 @@ class Keeper:
         distributed.from_main(lambda: shutil.rmtree(partial, ignore_errors=True))
         with explain_os_errors(place):
             save_tensors({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, partial)
-            if distributed.is_main():
-                sync_tree(partial)
-                shutil.rmtree(place, ignore_errors=True)
-                partial.rename(place)
-                sync(self.folder)
+            distributed.from_main(lambda: self._publish(partial, place))
         self.best = {"loss": loss, "step": step, "of": kind, "waited": 0}
         for old in self.folder.glob("step-*") if distributed.is_main() else ():
             if int(old.name.removeprefix("step-")) not in range(self._safe, step + 1):
                 shutil.rmtree(old)
+
+    def _publish(self, partial: Path, place: Path) -> None:
+        sync_tree(partial)
+        shutil.rmtree(place, ignore_errors=True)
+        partial.rename(place)
+        sync(self.folder)
 
     def _place(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"

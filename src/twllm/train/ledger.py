@@ -153,7 +153,7 @@ def tell(folder: Path, step: int | None, document: str | None) -> None:
 
 def _find_shard(folder: Path, name: str) -> Path:
     """A shard folder near the phase's: the run's own tokens, or those of a phase that runs alone."""
-    places = [folder.parent / name, folder.parent.parent / name, folder / name]
+    places = [folder / name, folder.parent / name, folder.parent.parent / name]
     return next((place for place in places if place.is_dir()), places[0])
 
 

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 64
+UNSAFE = {n: 0x2400 + n for n in range(32) if chr(n) not in "\n\t"} | {0x7F: 0x2421}
+UNSAFE |= dict.fromkeys((*range(128, 160), *range(55296, 57344)), 65533)
 
 
 @dataclass
@@ -48,6 +50,15 @@ def sparkline(values: Sequence[float], width: int = WIDTH) -> str:
     parts = [median(values[i * len(values) // width : (i + 1) * len(values) // width]) for i in range(width)]
     low, high = min(parts), max(parts)
     return "".join(BARS[round((x - low) / (high - low) * (len(BARS) - 1))] if high > low else BARS[0] for x in parts)
+
+
+def printable(text: str) -> str:
+    """Text of a data set or a model, safe to print: an escape sequence must not steer the terminal, a lone surrogate not end the program.
+
+    >>> printable("a\\x1b[2J\\n")
+    'a␛[2J\\n'
+    """
+    return text.translate(UNSAFE)
 
 
 def facts_line(row: dict[str, Any]) -> str:

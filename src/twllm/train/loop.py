@@ -98,11 +98,16 @@ class Trainer:
         again in process 0 alone.
 
         Raises:
-            UserError: a loss is not finite, the state is another run's, the disk is full, another process is gone.
+            UserError: a loss is not finite, the state is another run's, the disk or the GPU is full, another process is gone.
         """
-        with distributed.explain_lost_process(self.name):
-            metrics = self._run()
-            self.parallel.gather(self.model)
+        try:
+            with distributed.explain_lost_process(self.name):
+                metrics = self._run()
+                self.parallel.gather(self.model)
+        except torch.OutOfMemoryError as error:
+            what = f"GPU 記憶體不夠 (out of GPU memory): {str(error).splitlines()[0]}"
+            fix = '把 micro_batch_tokens 減半，或用 checkpointing = "selective"、"full"；結果不變，從上次的中斷點接著跑'
+            raise UserError(what, f"{self.name}：machine.micro_batch_tokens", fix) from error
         return metrics
 
     def _run(self) -> dict[str, Any]:
@@ -181,9 +186,7 @@ class Trainer:
 
     def _is_time(self, saved: float) -> bool:
         """Whether a state is due; process 0 has the clock."""
-        return distributed.all_sum(
-            [float(distributed.is_main() and time.perf_counter() - saved > self.save_every_s)]
-        ) > [0]
+        return distributed.main_says(time.perf_counter() - saved > self.save_every_s)
 
     def _save(self, saver: Saver, step: int, facts: dict[str, Any]) -> None:
         tensors, numbers = state_tensors(self.model, self.optimizer)
@@ -211,18 +214,17 @@ class Trainer:
         """One optimizer step: accumulate micro-batches, check, clip, step."""
         lr = self.rate(step)
         set_rate(self.optimizer, lr)
-        torch.manual_seed(
-            self.config.seed * 1_000_003 + step
-        )  # dropout, where a model has it, is a function of the step too
         batches = self.batches(step)
         divisor = max(1.0, *distributed.all_sum([self.objective.begin(batches)]))
-        losses: list[float] = []
+        found: list[torch.Tensor] = []  # read once, at the end: a GPU is not waited for between micro-batches
         for number, batch in enumerate(batches, 1):
             self.parallel.begin_micro(number == len(batches))
+            self._seed(step, self.parallel.rank + (number - 1) * self.parallel.count)
             with self.execution.forward_context():
                 loss = self.loss(batch) / divisor
             loss.backward()
-            losses.append(float(loss.detach()))
+            found.append(loss.detach())
+        losses: list[float] = torch.stack(found).tolist()
         total = distributed.all_sum([sum(losses)])[0]
         norm = self.parallel.clip(self.model, self.config.clip)
         if not (math.isfinite(total) and math.isfinite(norm)):
@@ -232,6 +234,10 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return {"loss": total, "grad_norm": norm, "lr": lr, **self.objective.metrics()}
+
+    def _seed(self, step: int, micro: int) -> None:
+        """Dropout and noise are functions of the step and of the micro-batch's number in it, whichever process computes it."""
+        torch.manual_seed(((self.config.seed * 1_000_003 + step) * 65_537 + micro) % (1 << 63))
 
     def _make_batches(self, step: int) -> list[Batch]:
         """This process's micro-batches of a step; a function of the step alone."""

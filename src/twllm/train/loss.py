@@ -35,7 +35,7 @@ def token_loss(
     model: PreTrainedModel, batch: Batch, attention: str, routers: list[Tensor] | None = None
 ) -> tuple[Tensor, int]:
     """(summed cross entropy in nats, number of labelled tokens N). Divide by the global N to get the mean."""
-    places = (batch.labels.reshape(-1) >= 0).nonzero().squeeze(1)  # (N,)
+    places = batch.places()  # (N,)
     hidden = hidden_states(model, batch, attention, routers)
     picked = hidden.reshape(-1, hidden.shape[-1]).index_select(0, places)  # (N, D)
     labels = batch.labels.reshape(-1).index_select(0, places)  # (N,)
@@ -69,6 +69,24 @@ def check_model(model: PreTrainedModel, context: int) -> None:
 
 CHUNK = 1024  # tokens whose logits exist at a time; measured: 256 to 1,536 make no difference with 8,000 pieces (dev/LOG.md)
 CHUNK_LOGITS = 1 << 25  # and at most so many logits (128 MiB in fp32): 256 tokens with 128k pieces
+# On a GPU each chunk adds to the head's gradient in memory, 10 bytes a weight, for 6 FLOPs a weight and token: on an H100 (989 TFLOP/s,
+# 3.35 TB/s) both take as long at 490 tokens, so chunks are larger there, 1.3 GB of logits at most. Computed, not measured.
+GPU_CHUNK, GPU_CHUNK_LOGITS = 4096, 1 << 27
+
+CACHED_LOGITS = (
+    1 << 19
+)  # on a CPU their softmax is made for so many at a time (2 MB in fp32), the products for a whole chunk (dev/LOG.md)
+ROWS = 64  # the last chunk is filled up: oneDNN makes a kernel for each new shape, 10 ms of a step's three products (dev/LOG.md)
+
+
+def chunk_tokens(vocab: int, device: torch.device, trains_head: bool = True) -> int:
+    """How many tokens' logits are made at a time.
+
+    >>> [chunk_tokens(vocab, torch.device(name)) for name in ("cpu", "cuda") for vocab in (32_000, 128_256)]
+    [1024, 261, 4096, 1046]
+    """
+    tokens, logits = (GPU_CHUNK, GPU_CHUNK_LOGITS) if device.type == "cuda" and trains_head else (CHUNK, CHUNK_LOGITS)
+    return max(1, min(tokens, logits // vocab))
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -81,22 +99,29 @@ class _HeadLoss(torch.autograd.Function):
         total = torch.zeros((), device=hidden.device)
         d_hidden = torch.empty_like(h) if wants_hidden else None
         d_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
-        size = max(1, min(CHUNK, CHUNK_LOGITS // len(weight)))
+        size = chunk_tokens(len(weight), hidden.device, wants_weight)
+        slice_size = max(1, CACHED_LOGITS // len(weight)) if hidden.device.type == "cpu" else size
         with torch.autocast(hidden.device.type, enabled=False):
             for at in range(0, len(labels), size):
-                here = slice(at, at + size)
-                y = labels[here, None]
-                log_p = torch.log_softmax(F.linear(h[here], w), -1, dtype=torch.float32)  # (chunk, V)
-                total -= log_p.gather(1, y).sum()
-                if d_hidden is None and d_weight is None:
+                here, y = slice(at, at + size), labels[at : at + size, None]
+                n = len(y)
+                x = F.pad(h[here], (0, 0, 0, min(size, -(-n // ROWS) * ROWS) - n))
+                grad = F.linear(x, w)  # (chunk, V): logits, from here on p - one-hot
+                for logits, labelled in zip(grad[:n].split(slice_size), y.split(slice_size), strict=True):
+                    log_p = torch.log_softmax(logits, -1, dtype=torch.float32)
+                    total -= log_p.gather(1, labelled).sum()
+                    if wants_hidden or wants_weight:
+                        one = log_p.new_full((len(labelled), 1), -1.0)
+                        logits.copy_(log_p.exp_().scatter_add_(1, labelled, one))
+                if not (wants_hidden or wants_weight):
                     continue
-                grad = log_p.exp_().scatter_add_(1, y, log_p.new_full((len(y), 1), -1.0)).to(dtype)  # p - one-hot
+                grad[n:] = 0
                 if d_hidden is not None:
-                    torch.mm(grad, w, out=d_hidden[here])
+                    d_hidden[here] = torch.mm(grad, w)[:n]
                 if d_weight is not None and dtype == torch.float32:
-                    d_weight.addmm_(grad.t(), h[here])
+                    d_weight.addmm_(grad.t(), x)
                 elif d_weight is not None:
-                    d_weight += torch.mm(grad.t(), h[here])
+                    d_weight += torch.mm(grad.t(), x)
         ctx.save_for_backward(d_hidden, d_weight)
         ctx.dtypes, ctx.used = (hidden.dtype, weight.dtype), False
         return total

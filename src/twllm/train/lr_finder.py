@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from twllm.artifact import write_folder, write_json, write_manifest
+from twllm.artifact import write_json, write_manifest
 from twllm.errors import UserError
 
 if TYPE_CHECKING:
@@ -99,12 +99,11 @@ def read_curve(rates: Sequence[float], losses: Sequence[float]) -> Found:
     return Found(list(rates), list(losses), rates[steepest], rates[bottom])
 
 
-def write_found(found: Found, out: Path, title: str, inputs: dict[str, str], config: dict[str, Any]) -> None:
-    """`lr_finder.json` and `lr_finder.png` in the folder `out`, and a table on the terminal."""
-    with write_folder(out) as folder:
-        write_json(folder / "lr_finder.json", found.facts)
-        plot(found, folder / "lr_finder.png", title)
-        write_manifest(folder, "lr-finder", config, inputs, metrics={"suggestion": found.suggestion})
+def write_found(found: Found, folder: Path, title: str, inputs: dict[str, str], config: dict[str, Any]) -> None:
+    """`lr_finder.json` and `lr_finder.png` into `folder`, and a table on the terminal."""
+    write_json(folder / "lr_finder.json", found.facts)
+    plot(found, folder / "lr_finder.png", title)
+    write_manifest(folder, "lr-finder", config, inputs, metrics={"suggestion": found.suggestion})
     show(found)
 
 
@@ -125,16 +124,13 @@ def show(found: Found) -> None:
 
 def plot(found: Found, target: Path, title: str) -> None:
     """PNG: loss against rate, the suggestion marked."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from twllm.train.plots import picture
 
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.plot(found.rates, found.losses, linewidth=2)
-    axes.axvline(found.steepest, color="tab:green", label=f"steepest fall: {found.steepest:.1e}")
-    axes.axvline(found.lowest / 10, color="tab:gray", linestyle="--", label=f"lowest / 10: {found.lowest / 10:.1e}")
-    axes.set(xscale="log", xlabel="learning rate", ylabel="loss (smoothed)", title=f"{title}: learning-rate finder")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(target, dpi=110)
+    with picture(target, 8, 4.5) as figure:
+        axes = figure.add_subplot()
+        axes.plot(found.rates, found.losses, linewidth=2)
+        axes.axvline(found.steepest, color="tab:green", label=f"steepest fall: {found.steepest:.1e}")
+        axes.axvline(found.lowest / 10, color="tab:gray", linestyle="--", label=f"lowest / 10: {found.lowest / 10:.1e}")
+        axes.set(xscale="log", xlabel="learning rate", ylabel="loss (smoothed)", title=f"{title}: learning-rate finder")
+        axes.grid(alpha=0.3)
+        axes.legend()

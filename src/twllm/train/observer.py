@@ -20,10 +20,10 @@ from twllm.train.alarms import Alarm, AlarmLog, SpikeDetector, as_suspects, guil
 from twllm.train.ledger import NAME as LEDGER
 from twllm.train.machine import peak_tflops
 from twllm.train.parallel import inside
-from twllm.train.plots import plot_training
+from twllm.train.plots import plot_loss, plot_training
 from twllm.train.rows import read_rows
 from twllm.train.samples import SampleLog, Sampler
-from twllm.train.watch import NoWatcher, Watcher, plot_loss
+from twllm.train.watch import NoWatcher, Watcher
 from twllm.train.watch_config import WatchConfig
 
 if TYPE_CHECKING:

@@ -87,13 +87,12 @@ class Parallel:
         device = "cuda" if dist.get_backend() == "nccl" or "nccl" in str(dist.get_backend_config()) else "cpu"
         shape = (self.count // shards, shards, config.tensor_parallel)
         self.mesh = init_device_mesh(device, shape, mesh_dim_names=("replicate", "shard", "tensor"))
-        self.rank = distributed.rank() // config.tensor_parallel
-        mine = range(distributed.rank() % config.tensor_parallel, processes, config.tensor_parallel)
-        groups = [
-            dist.new_group(list(range(t, processes, config.tensor_parallel)), backend="gloo")
-            for t in range(config.tensor_parallel)
-        ]
-        distributed.use_group(groups[mine.start])
+        for name in self.mesh.mesh_dim_names or ():
+            distributed.wait_as_configured(self.mesh[name].get_group())
+        tensor = config.tensor_parallel
+        self.rank = distributed.rank() // tensor
+        groups = [distributed.new_group(range(t, processes, tensor)) for t in range(tensor)]
+        distributed.use_group(groups[distributed.rank() % tensor], (self.rank, self.count))
 
     @property
     def fuses(self) -> bool:
@@ -166,7 +165,9 @@ class Parallel:
             cut: tuple[str, ...] = ()
             if isinstance(gradient, DTensor):
                 names = gradient.device_mesh.mesh_dim_names or ()
-                cut = tuple(n for n, p in zip(names, gradient.placements, strict=True) if p.is_shard())
+                cut = tuple(
+                    n for n, p in zip(names, gradient.placements, strict=True) if not p.is_replicate()
+                )  # two cuts of one dimension: _StridedShard, no Shard
             square = local(gradient).float().square().sum()
             squares[cut] = squares[cut] + square if cut in squares else square
         total = 0.0
@@ -187,6 +188,11 @@ class Parallel:
             state._post_forward_hook_handle.remove()
         for whole in self._modules():
             whole.__class__ = type(whole).__mro__[2]
+        if self.config.tensor_parallel > 1:  # its hooks cut and join what goes through plain linear layers
+            for module in model.modules():
+                if isinstance(module, nn.Linear):
+                    module._forward_pre_hooks.clear()
+                    module._forward_hooks.clear()
         made: dict[int, Any] = {}
         for module in model.modules():
             for name, parameter in module._parameters.items():
@@ -220,6 +226,9 @@ def apply_tensor_plan(model: PreTrainedModel, mesh: DeviceMesh) -> None:
     """
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
+    if any(isinstance(getattr(module, "base_layer", None), nn.Module) for module in model.modules()):
+        what = "有 LoRA 的層不能做 tensor parallel (no tensor parallel of adapters)"
+        raise UserError(what, "machine.tensor_parallel", 'tensor_parallel = 1，改用 sharding = "full"')
     config, size = model.config.get_text_config(), mesh.size()
     plan = getattr(config, "base_model_tp_plan", None) or {}
     strange = sorted(set(plan.values()) - set(STYLES))

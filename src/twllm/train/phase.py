@@ -99,13 +99,14 @@ def train_phase(
     With several processes, process 0 fills it. With adapters, `out` is the merged model and `out/adapter` the adapter; `again` makes the start model anew (QLoRA needs it).
     """
     from twllm.model.build import save, weights_fingerprint
-    from twllm.train.distributed import is_main
+    from twllm.train.distributed import explain_lost_process, is_main
     from twllm.train.observer import Observer, keep_logs
 
-    trainer = make_trainer(name, phase, weights, model, tokenizer, tokens, work, machine)
-    chat, alarms = not isinstance(phase, PretrainConfig), not compares(phase)
-    trainer.observer = Observer(trainer, tokenizer, watch or WatchConfig(), chat, alarms, machine.peak_tflops)
-    forgetting = _Watched(trainer, tokenizer) if phase.forgetting else None
+    with explain_lost_process(name):
+        trainer = make_trainer(name, phase, weights, model, tokenizer, tokens, work, machine)
+        chat, alarms = not isinstance(phase, PretrainConfig), not compares(phase)
+        trainer.observer = Observer(trainer, tokenizer, watch or WatchConfig(), chat, alarms, machine.peak_tflops)
+        forgetting = _Watched(trainer, tokenizer) if phase.forgetting else None
     metrics = trainer.run()
     if not is_main():
         return metrics

@@ -26,8 +26,8 @@ from twllm.tokens.preferences import LABELS
 from twllm.train.adapters import base_only
 from twllm.train.config import FeedbackConfig
 from twllm.train.data import Batch, PackedData
-from twllm.train.distributed import all_sum, count, from_main, gather, is_main, rank
-from twllm.train.loss import CHUNK, hidden_states
+from twllm.train.distributed import all_sum, count, from_main, gather, is_main, share
+from twllm.train.loss import chunk_tokens, hidden_states
 from twllm.train.machine import Machine
 from twllm.train.parallel import inside
 
@@ -41,7 +41,7 @@ def sequence_logprobs(model: PreTrainedModel, batch: Batch, attention: str) -> T
 
 def _sequence_logprobs(model: PreTrainedModel, batch: Batch, attention: str) -> Tensor:
     flat = batch.labels.reshape(-1)
-    places = (flat >= 0).nonzero().squeeze(1)  # (N,)
+    places = batch.places()  # (N,)
     hidden = hidden_states(model, batch, attention)
     picked = hidden.reshape(-1, hidden.shape[-1]).index_select(0, places)  # (N, D)
     tokens = token_logprobs(picked, model.get_output_embeddings().weight, flat.index_select(0, places))  # (N,)
@@ -53,10 +53,11 @@ def _sequence_logprobs(model: PreTrainedModel, batch: Batch, attention: str) -> 
 
 
 def token_logprobs(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    """(N,) log-probabilities of labels after (N, D) hidden states; logits exist for CHUNK tokens at a time, in fp32."""
-    if len(labels) <= CHUNK:
+    """(N,) log-probabilities of labels after (N, D) hidden states; logits exist for a chunk of tokens at a time, in fp32."""
+    size = chunk_tokens(len(weight), hidden.device, trains_head=False)
+    if len(labels) <= size:
         return -F.cross_entropy(F.linear(hidden, weight).float(), labels, reduction="none")
-    chunks = zip(hidden.split(CHUNK), labels.split(CHUNK), strict=True)
+    chunks = zip(hidden.split(size), labels.split(size), strict=True)
     return torch.cat(
         [torch.utils.checkpoint.checkpoint(token_logprobs, h, weight, y, use_reentrant=False) for h, y in chunks]
     )
@@ -92,8 +93,11 @@ class PreferenceObjective:
         labels = self.labels[[number for batch in batches if not batch.filler for number in _documents(batch)]]
         if self.config.method == "dpo":
             return len(labels) / 2
+        training = self.model.training
+        self.model.eval()  # without dropout: z is the same however the step's rows are dealt out
         with torch.no_grad():
             mismatched = [self._ratios(batch)[(self._labels(batch) == 0) & (not batch.filler)] for batch in batches]
+        self.model.train(training)
         self.kl = _mean(torch.cat(mismatched)).clamp(min=0)
         return float((labels != 0).sum())
 
@@ -151,11 +155,11 @@ class PreferenceObjective:
         training = self.model.training
         self.model.eval()
         with torch.no_grad(), self.machine.autocast(), base_only(self.model):
-            rows = data.each_once()
+            rows, (mine, shares) = data.each_once(), share()
             for start in range(
-                0, len(rows), count()
-            ):  # each process one of `count()` rows; the last ones are asked again
-                batch = data.batch([rows[min(start + rank(), len(rows) - 1)]])
+                0, len(rows), shares
+            ):  # each process one of `shares` rows; the last ones are asked again
+                batch = data.batch([rows[min(start + mine, len(rows) - 1)]])
                 logprobs = sequence_logprobs(self.model, batch.to(self.model.device), self.machine.attention)
                 found[_documents(batch)] = logprobs.float().cpu().numpy()
         self.model.train(training)

@@ -10,6 +10,7 @@ is slower than `checkpoint_every_s`. A full disk is told and the next state trie
 
 import errno
 import json
+import os
 import shutil
 import sys
 import threading
@@ -19,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
@@ -69,7 +69,8 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._after: Callable[[], None] | None = None
-        self._group = dist.new_group(backend="gloo") if distributed.count() > 1 else None
+        self._group = distributed.new_group() if distributed.count() > 1 else None
+        self._mark = distributed.from_main(os.getpid)  # a killed run's process that still hangs writes elsewhere
 
     def save(
         self, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], after: Callable[[], None] = lambda: None
@@ -87,7 +88,7 @@ class Saver:
         self._thread.start()
 
     def _work(self, step: int, tensors: Mapping[str, Tensor], told: str) -> None:
-        partial, target = self.root / f".step-{step:08d}.partial", self.root / f"step-{step:08d}"
+        partial, target = self.root / f".step-{step:08d}.partial-{self._mark}", self.root / f"step-{step:08d}"
         try:
             with explain_os_errors(target):
                 save_tensors(tensors, partial, self._group)
@@ -192,7 +193,7 @@ def load_state(
     """
 
     def look() -> str | None:
-        for left in root.glob(".step-*.partial"):
+        for left in root.glob(".step-*.partial-*"):
             shutil.rmtree(left, ignore_errors=True)
         return str(states[-1]) if (states := list_states(root)) else None
 

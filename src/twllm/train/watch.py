@@ -40,7 +40,7 @@ class Watcher:
     ) -> None:  # fmt: skip
         folder.mkdir(parents=True, exist_ok=True)
         self.file = folder / "metrics.jsonl"
-        kept = cut_rows(self.file, step)
+        kept = cut_rows(self.file, step or -1)  # a run that begins again writes step 0 again, too
         write_json(folder / FACTS, {"name": name, "steps": steps})
         self._stream = self.file.open("a", encoding="utf-8")
         self._trackers = open_trackers(folder, name, step, tensorboard, watch)
@@ -137,28 +137,3 @@ def peak_memory_gib() -> float:
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         return float(torch.cuda.max_memory_allocated() / 2**30)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-def plot_loss(metrics: list[dict[str, Any]], target: Path, title: str) -> None:
-    """PNG: training loss per step (thin), its running median (thick), held-out loss (dots)."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    from twllm.train.plots import smooth
-
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    train = [(r["step"], r["loss"]) for r in metrics if "loss" in r]
-    held = [(r["step"], r["held_out_loss"]) for r in metrics if "held_out_loss" in r]
-    if train:
-        steps, losses = zip(*train, strict=True)
-        axes.plot(steps, losses, linewidth=0.6, alpha=0.4, color="tab:blue")
-        axes.plot(steps, smooth(losses), linewidth=2, color="tab:blue", label="training (running median)")
-    if held:
-        axes.plot(*zip(*held, strict=True), "o-", color="tab:red", label="held out")
-    axes.set(xlabel="optimizer step", ylabel="loss (nats per token)", title=title)
-    axes.grid(alpha=0.3)
-    if train or held:
-        axes.legend()
-    figure.savefig(target, dpi=120)

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -77,13 +78,24 @@ def find_phase(run: Path, phase: str | None) -> Path:
     ]
     found = [place for place in places if (place / "metrics.jsonl").is_file()]
     if phase:
-        found = [place for place in found if place.name == phase or place.name.startswith(f"{phase}-")]
+        found = [p for p in found if p.name.startswith(f"{phase}-") or phase in (p.name, *_names(p))]
     if not found:
         if not run.exists():
             require_file(run, "沒有這個資料夾 (no such folder)")
         what = f"這裡還沒有{phase or '訓練'}的紀錄 (nothing trained here yet)"
         raise UserError(what, run, "等它開始，或檢查資料夾；twllm status 說做到哪裡")
     return max(found, key=lambda place: (place / "metrics.jsonl").stat().st_mtime)
+
+
+def _names(folder: Path) -> Iterator[str]:
+    """What the phase in it is called, if `twllm train` put it there."""
+    from twllm.artifact import read_manifest
+    from twllm.train.watch import FACTS
+
+    if manifest := read_manifest(folder):
+        yield str(manifest.get("stage"))
+    if (folder / FACTS).is_file():
+        yield str(json.loads((folder / FACTS).read_text(encoding="utf-8"))["name"])
 
 
 def read_view(folder: Path) -> "View":

@@ -13,8 +13,8 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from twllm.serve.listen import bind
-from twllm.serve.token_text import encode_raw
+from twllm.serve.engines.decoding.tokens import encode_raw
+from twllm.serve.start import bind
 from twllm.tokens.tokenizer import ChatTokenizer
 
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from twllm.serve.engines.runner import Logits, Work
-from twllm.serve.generation import PromptScores
+from twllm.serve.engines.batching.runner import Logits, Work
+from twllm.serve.engines.interface import PromptScores
 
 
 class RememberingRunner:

@@ -8,12 +8,12 @@ import torch
 from tests.serve.engines.checkpoints import SHAPES, checkpoint, score_difference, worst_difference
 from twllm.errors import UserError
 from twllm.serve.engines import open_engine
-from twllm.serve.generation import Sampling
+from twllm.serve.engines.interface import Sampling
 
 pytest.importorskip("gguf")
 pytest.importorskip("llama_cpp")
 from twllm.release.gguf import write_gguf
-from twllm.serve.engines.llamacpp_runner import LlamaCppRunner, cache_folder
+from twllm.serve.engines.cpu.llamacpp import LlamaCppRunner, cache_folder
 
 
 @pytest.fixture(autouse=True)

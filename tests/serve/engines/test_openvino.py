@@ -12,11 +12,11 @@ from tests.serve.engines.checkpoints import SHAPES, checkpoint, score_difference
 from twllm.errors import UserError
 from twllm.model.weights import Weights, to_bf16
 from twllm.serve.engines import open_engine
-from twllm.serve.engines.runner import Work
-from twllm.serve.generation import Sampling
+from twllm.serve.engines.batching.runner import Work
+from twllm.serve.engines.interface import Sampling
 
 pytest.importorskip("openvino")
-from twllm.serve.engines.openvino_runner import OpenVinoRunner
+from twllm.serve.engines.cpu.openvino import OpenVinoRunner
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +50,7 @@ def test_other_precisions(precision: str, dtype: torch.dtype, tolerance: float, 
 
 
 def test_scoring_more_ids_than_one_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("twllm.serve.engines.openvino_runner.SCORED_ROWS", 16)
+    monkeypatch.setattr("twllm.serve.engines.cpu.openvino.SCORED_ROWS", 16)
     model = checkpoint("llama", tmp_path)
     runner = OpenVinoRunner(tmp_path, precision="fp32", slots=1, threads=1)
     assert score_difference(runner, model, (16, 17, 128)) < 1e-4

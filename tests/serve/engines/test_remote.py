@@ -11,11 +11,12 @@ import pytest
 
 from tests.serve.engines.other_servers import OtherServer, Script, serving
 from twllm.errors import UserError
-from twllm.serve.engines import open_engine, remote_replicas
-from twllm.serve.engines.remote import RemoteEngine
-from twllm.serve.engines.remote_wire import RemoteError
-from twllm.serve.generation import ContextLengthError, Grammar, Sampling, TokenEvent
-from twllm.serve.service import Service
+from twllm.serve.engines import open_engine
+from twllm.serve.engines.interface import ContextLengthError, Grammar, Sampling, TokenEvent
+from twllm.serve.engines.remote import replicas
+from twllm.serve.engines.remote.engine import RemoteEngine
+from twllm.serve.engines.remote.wire import RemoteError
+from twllm.serve.operation.service import Service
 from twllm.tokens.tokenizer import ChatTokenizer
 
 KINDS = ["vllm", "tgi", "llamacpp", "transformers"]
@@ -31,8 +32,8 @@ def folder(tiny_tokenizer: ChatTokenizer, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(autouse=True)
 def fast_health(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote_replicas, "HEALTH_S", 0.2)
-    monkeypatch.setattr(remote_replicas, "BACKOFF_S", (0.05, 0.2))
+    monkeypatch.setattr(replicas, "HEALTH_S", 0.2)
+    monkeypatch.setattr(replicas, "BACKOFF_S", (0.05, 0.2))
 
 
 @pytest.fixture
@@ -90,7 +91,7 @@ def test_the_prompt_is_the_same_there(pair: tuple[RemoteEngine, Script]) -> None
     if script.kind in ("vllm", "llamacpp"):
         assert sent == prompt(engine)
     else:
-        from twllm.serve.token_text import encode_raw
+        from twllm.serve.engines.decoding.tokens import encode_raw
 
         assert not sent.startswith(engine.tokenizer.bos)
         assert encode_raw(engine.tokenizer, sent, bos=True) == prompt(engine)
@@ -349,7 +350,7 @@ def test_no_answer_no_tokenizer_another_tokenizer(script: Script, folder: Path, 
 
 def test_our_own_server(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """The engine behind our own API says what the engine there says: text, settings, log-probabilities."""
-    from tests.serve.live import live
+    from tests.serve.operation.live import live
     from twllm.feedback.store import RatingStore
 
     there = open_engine("torch", tiny_checkpoint, threads=1, options={"precision": "fp32"})

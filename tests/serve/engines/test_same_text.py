@@ -9,7 +9,7 @@ import pytest
 
 from twllm.errors import UserError
 from twllm.serve.engines import ENGINES, open_engine
-from twllm.serve.generation import Engine, Grammar, Sampling
+from twllm.serve.engines.interface import Engine, Grammar, Sampling
 
 # kind → modules it needs and options that make it compute in fp32; kinds that need a running server or a GPU are not here
 LOCAL: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {

@@ -11,8 +11,9 @@ import pytest
 
 from tests.serve.engines.remembering import RememberingRunner
 from twllm.errors import UserError
-from twllm.serve.engines.scheduler import BatchingEngine, Facts
-from twllm.serve.generation import ContextLengthError, Sampling, TokenEvent
+from twllm.serve.engines.batching.scheduler import BatchingEngine
+from twllm.serve.engines.checkpoint import Facts
+from twllm.serve.engines.interface import ContextLengthError, Sampling, TokenEvent
 from twllm.tokens.tokenizer import ChatTokenizer
 
 Make = Callable[..., BatchingEngine]

@@ -9,8 +9,8 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 from twllm.errors import UserError
-from twllm.serve.engines.runner import Work
-from twllm.serve.engines.torch_runner import LoneRunner, TorchRunner, open_runner
+from twllm.serve.engines.batching.runner import Work
+from twllm.serve.engines.torch.runner import LoneRunner, TorchRunner, open_runner
 
 SIZES = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
          "max_position_embeddings": 256, "initializer_range": 0.3}  # fmt: skip

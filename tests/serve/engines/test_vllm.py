@@ -14,7 +14,7 @@ import pytest
 
 from twllm.errors import UserError
 from twllm.serve.engines import open_engine
-from twllm.serve.generation import Grammar, Sampling
+from twllm.serve.engines.interface import Grammar, Sampling
 from twllm.tokens.tokenizer import ChatTokenizer
 
 ANSWER = "玉山，標高 3,952 公尺。🏔️"

@@ -23,7 +23,7 @@ from twllm.evaluate.progress import batches, store
 from twllm.evaluate.score import averages, score_task
 from twllm.evaluate.task import Item, Response, Task
 from twllm.evaluate.tmmluplus import fields
-from twllm.serve.generation import Score
+from twllm.serve.engines.interface import Score
 
 SCORED_AT_ONCE = 8  # times the batch size: one forward a question, where an answer takes dozens
 WAYS = ("text", "chat")

@@ -1,4 +1,11 @@
-"""Engines: continuous batching over runners, and the engines that live elsewhere (vLLM, remote servers).
+"""Engines: prompt ids in, token events out. They know nothing of HTTP, of the APIs or of who asks.
+
+    interface, checkpoint   what every engine offers; what a model's folder says
+    decoding/               logits → ids → text: one sampler, grammars, stop strings, single tokens as text
+    batching/               continuous batching: the scheduler, its slots, and the runner that it steps
+    torch/                  the torch engine and its runner; also scores and answers for many known prompts (evaluation)
+    cpu/                    runners over OpenVINO and llama.cpp
+    remote/, vllm           engines that live elsewhere: another server, vLLM
 
 `open_engine` is the way to one of them by name; each is imported when it is asked for. A new kind is one function in its own file
 and one line here.
@@ -12,15 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from twllm.errors import UserError
-from twllm.serve.generation import Engine
+from twllm.serve.engines.interface import Engine
 
 Opener = Callable[..., Engine]  # (model, *, threads, allow_template_mismatch, **options)
 ENGINES: dict[str, tuple[str, str]] = {  # kind → module, function
-    "torch": ("twllm.serve.engine", "TorchEngine"),
+    "torch": ("twllm.serve.engines.torch.engine", "TorchEngine"),
     "openvino": ("twllm.serve.engines.cpu", "open_openvino"),
     "llamacpp": ("twllm.serve.engines.cpu", "open_llamacpp"),
     "vllm": ("twllm.serve.engines.vllm", "open_vllm"),
-    "remote": ("twllm.serve.engines.remote", "open_remote"),
+    "remote": ("twllm.serve.engines.remote.engine", "open_remote"),
 }
 
 

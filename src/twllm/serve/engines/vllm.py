@@ -1,7 +1,7 @@
 """vLLM as an engine: in this process where the package is importable, else its own server as a child process.
 
 In process: `AsyncLLM.generate` with prompt ids, `RequestOutputKind.DELTA`, `abort` on cancel. As a child: `vllm serve` on a free loopback
-port, waited for, its log kept, spoken to through remote.py, ended with us; so vLLM may live in an environment of its own (option
+port, waited for, its log kept, spoken to through remote/, ended with us; so vLLM may live in an environment of its own (option
 `executable`). Both ask for `generation_config="vllm"`, so that only our settings count, and cut text and stop strings here.
 Untested: vLLM itself. It cannot be installed where this was written (no GPU); the calls follow its source of late 2026 (v1 engine,
 `vllm/v1/engine/async_llm.py`, `sampling_params.py`, `entrypoints/openai/completion/protocol.py`) and are tested against stand-ins.
@@ -12,6 +12,7 @@ import asyncio
 import collections
 import contextlib
 import importlib.util
+import json
 import os
 import shlex
 import shutil
@@ -28,25 +29,15 @@ from typing import Any
 import httpx
 
 from twllm.errors import UserError
-from twllm.serve.engines.loop_thread import LoopThread
-from twllm.serve.engines.remote import RemoteEngine
-from twllm.serve.engines.remote_reader import AnswerReader, Piece
-from twllm.serve.engines.remote_replicas import RemoteOptions
-from twllm.serve.engines.remote_wire import require_known
-from twllm.serve.generation import (
-    Engine,
-    GenerateFromSubmit,
-    OnEvent,
-    PromptScores,
-    Sampling,
-    default_sampling,
-    end_ids,
-    load_tokenizer,
-    model_fingerprint,
-    read_generation_config,
-    require_room,
-)
-from twllm.serve.text import answer_lead
+from twllm.model.rope import context_limit
+from twllm.serve.engines.checkpoint import load_tokenizer, model_fingerprint, read_facts
+from twllm.serve.engines.decoding.text import answer_lead
+from twllm.serve.engines.interface import Engine, GenerateFromSubmit, OnEvent, PromptScores, Sampling, require_room
+from twllm.serve.engines.remote.engine import RemoteEngine
+from twllm.serve.engines.remote.loop_thread import LoopThread
+from twllm.serve.engines.remote.reader import AnswerReader, Piece
+from twllm.serve.engines.remote.replicas import RemoteOptions
+from twllm.serve.engines.remote.wire import require_known
 
 START_S = 1800.0  # loading 70 GB from a slow disk and capturing graphs; chosen
 POLL_S = 0.2
@@ -66,6 +57,7 @@ def open_vllm(
     """
     folder = Path(model)
     load_tokenizer(folder, allow_template_mismatch=allow_template_mismatch)  # refuse before a slow start
+    context = context or linear_limit(folder)
     if in_process is None:
         in_process = executable is None and not arguments and importlib.util.find_spec("vllm") is not None
     if in_process:
@@ -87,6 +79,13 @@ def open_vllm(
     except BaseException:
         server.close()
         raise
+
+
+def linear_limit(folder: Path) -> int | None:
+    """Positions of a model with linear RoPE scaling: vLLM would multiply them by the factor once more. None: another kind of positions."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    return context_limit(config) if "linear" in (rope.get("rope_type"), rope.get("type")) else None
 
 
 def _flags(tensor_parallel: int, context: int | None) -> list[str]:
@@ -182,10 +181,9 @@ class VllmEngine(GenerateFromSubmit):
     def __init__(
         self, folder: Path, *, tensor_parallel: int, context: int | None, allow_template_mismatch: bool
     ) -> None:
-        config = read_generation_config(folder)
-        self.tokenizer = load_tokenizer(folder, allow_template_mismatch=allow_template_mismatch)
-        self.defaults, self.end_ids = default_sampling(config), end_ids(self.tokenizer, config)
-        self.model_fingerprint = model_fingerprint(folder)
+        facts = read_facts(folder, allow_template_mismatch=allow_template_mismatch)
+        self.tokenizer, self.defaults, self.end_ids = facts.tokenizer, facts.defaults, facts.end_ids
+        self.model_fingerprint = facts.model_fingerprint
         self._lead = answer_lead(self.tokenizer)
         self._running = 0
         self._closed = False

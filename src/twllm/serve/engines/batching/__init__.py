@@ -1,0 +1,1 @@
+"""Continuous batching over any runner (ids in, logits out); no torch."""

@@ -1,0 +1,1 @@
+"""The pages (static/) and the routes that only they ask."""
