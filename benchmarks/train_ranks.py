@@ -31,11 +31,11 @@ def loopback() -> int:
     return int(line.split(":")[1].split()[8])
 
 
-def work(folder: Path, job: Job, steps: int) -> dict[str, Any]:
+def work(folder: Path, plan: Job, steps: int) -> dict[str, Any]:
     """In one process: the steps after the first, timed."""
     from twllm.train import distributed
 
-    trainer = make_trainer(job, folder / f"rank{distributed.rank()}", {"batch_tokens": STEP})
+    trainer = make_trainer(plan, folder / f"rank{distributed.rank()}", {"batch_tokens": STEP})
     trainer.train_step(0)
     distributed.all_sum([0.0])
     sent, wall, cpu = loopback(), time.perf_counter(), time.process_time()
@@ -66,7 +66,7 @@ def main() -> None:
         for sharding in ("none",) if count == 1 else ("none", "optimizer", "full"):
             with tempfile.TemporaryDirectory() as folder:
                 one = replace(job, gpus=count, sharding=sharding)  # type: ignore[arg-type]
-                told = collect(start_ranks(work, count, Path(folder), job=one, steps=args.steps), timeout_s=600)
+                told = collect(start_ranks(work, count, Path(folder), plan=one, steps=args.steps), timeout_s=600)
                 assert all(kind == "ok" for kind, _ in told), told
                 found = [result for _, result in told]
             tokens, wall = STEP * (args.steps - 1), max(rank["wall"] for rank in found)

@@ -23,6 +23,7 @@ from twllm import __version__
 from twllm.errors import UserError
 
 MANIFEST = "manifest.json"
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def canonical_json(value: Any) -> str:
@@ -55,11 +56,15 @@ def explain_os_errors(path: Path) -> Iterator[None]:
     """Full disk, missing rights, a file in place of a folder (or the reverse): a UserError that names the place."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except UserError:
+        raise
+    except Exception as error:
+        if getattr(error, "errno", None) in FULL or "(os error 28)" in str(error):  # safetensors has its own exception
             raise UserError(
                 "磁碟空間不足 (no space left on device)", path, "清出空間後用同一個指令重跑，會從上次的進度接續"
             ) from error
+        if not isinstance(error, OSError):
+            raise
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             where = error.filename or path
             raise UserError("沒有讀寫權限 (permission denied)", where, "修正權限，或換一個位置") from error

@@ -14,6 +14,10 @@ class OptimConfig(Config):
     """What every training phase shares. Batches are given in tokens; rows and accumulation are computed."""
 
     enabled: bool = Field(True, description="false: skip the phase")
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw",
+        description="muon: for the matrices between embedding and head, AdamW for the rest, at one lr (arXiv 2502.16982)",
+    )
     lr: float = Field(2e-5, gt=0, description="peak learning rate")
     min_lr_share: float = Field(0.0, ge=0, le=1, description="the schedule ends at lr × this")
     schedule: Literal["cosine", "restarts", "wsd", "constant"] = Field(
@@ -75,6 +79,8 @@ class OptimConfig(Config):
             raise ValueError(f"patience keeps the best weights and would be at odds with keep = {self.keep}")
         if self.keep == "ema" and not self.ema_decay:
             raise ValueError('keep = "ema" needs ema_decay')
+        if self.optimizer == "muon" and self.lora:
+            raise ValueError("muon is for whole matrices, not for adapters: AdamW with lora")
         if self.freeze and self.lora:
             raise ValueError("freeze would be ignored with lora: all but the adapters is frozen")
         if any(factor <= 0 for factor in self.lr_factors.values()):

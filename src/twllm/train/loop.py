@@ -191,7 +191,7 @@ class Trainer:
     def _save(self, saver: Saver, step: int, facts: dict[str, Any]) -> None:
         tensors, numbers = state_tensors(self.model, self.optimizer)
         kept = self.keeper.facts
-        moments = sorted({name.split(".")[0] for name in tensors} - {"weight"})
+        moments = sorted(name for name in tensors if not name.startswith("weight."))
         more = {**facts, **kept, "moments": moments, "numbers": numbers}
         saver.save(step, tensors | self.keeper.tensors, more, lambda: self.keeper.is_safe(kept))
 

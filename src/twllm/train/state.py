@@ -210,8 +210,10 @@ def load_state(
     _check_same_run(saved, facts, folder)
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     tensors = {f"weight.{name}": p.detach() for name, p in parameters.items()}
-    moments = {name: {key: torch.zeros_like(parameters[name]) for key in saved["moments"]} for name in numbers}
-    tensors |= {f"{key}.{name}": value for name, found in moments.items() for key, value in found.items()}
+    moments: dict[str, dict[str, Tensor]] = {name: {} for name in numbers}
+    for moment in saved["moments"]:
+        key, name = moment.split(".", 1)
+        moments[name][key] = tensors[moment] = torch.zeros_like(parameters[name])
     load_tensors(tensors | more(saved), folder)
     places = [p for group in optimizer.param_groups for p in group["params"]]
     names = {id(p): name for name, p in parameters.items()}
