@@ -47,6 +47,10 @@ license = "CC-BY-4.0"
 batch_tokens = 256
 context = 64
 max_tokens = 1024
+[sft]
+enabled = false
+[feedback]
+enabled = false
 """
 
 

@@ -17,7 +17,9 @@ from twllm.tokens.tokenizer import ChatTokenizer
 from twllm.train.attention import IMPLEMENTATIONS
 from twllm.train.config import FeedbackConfig, MachineConfig, OptimConfig, SftConfig
 from twllm.train.data import PackedData
+from twllm.train.launch import as_deepspeed
 from twllm.train.loop import Trainer
+from twllm.train.optim import build_optimizer
 from twllm.train.phase import train_phase
 
 Make = Callable[..., Trainer]
@@ -292,3 +294,54 @@ def test_the_other_schedules() -> None:
     found = [learning_rate(wsd, step, 100) for step in range(100)]
     assert found[:2] == [0.1, 0.2] and set(found[9:82]) == {1.0} and found[83] < 1 and 0.1 < found[99] < 0.2
     assert learning_rate(OptimConfig(lr=1.0, schedule="constant", warmup_share=0.0), 99, 100) == 1.0
+
+
+# -- optimizers -----------------------------------------------------------------------------------------------------
+
+
+def test_muon_turns_every_direction_of_a_matrix_alike_and_leaves_the_tables_to_adamw(
+    make_trainer: Make, tmp_path: Path
+) -> None:
+    found = {}
+    for name in ("adamw", "muon"):
+        trainer = make_trainer(tmp_path / name, optimizer=name, warmup_share=0.0, clip=1e9)
+        before = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
+        trainer.train_step(0)
+        found[name] = {n: p.detach() - before[n] for n, p in trainer.model.named_parameters()}
+    lr, matrices = trainer.rate(0), 0
+    for name, moved in found["muon"].items():
+        if moved.ndim < 2 or "embed" in name or "lm_head" in name:
+            assert torch.equal(moved, found["adamw"][name])
+            continue
+        singular = torch.linalg.svdvals(moved) / (
+            0.2 * lr * max(moved.shape) ** 0.5
+        )  # arXiv 2502.16982: AdamW's usual size
+        kept = singular[singular > 0.3]  # a gradient of few tokens has directions without any signal
+        assert len(kept) >= len(singular) / 2 and float(kept.min()) > 0.4 and float(kept.max()) < 1.5
+        matrices += 1
+    assert matrices == 7 * len(trainer.model.get_decoder().layers)
+
+
+def test_muon_learns_and_resumes_bit_for_bit(make_trainer: Make, tmp_path: Path) -> None:
+    more = {"optimizer": "muon", "lr_factors": {"mlp": 0.5}, "epochs": 2}
+    whole = make_trainer(tmp_path / "whole", **more)
+    start = whole.evaluate()["held_out_loss"]
+    assert whole.run()["held_out_loss"] < start - 0.5
+    run_and_kill(make_trainer(tmp_path / "w", checkpoint_every_s=1e-9, **more), 7)
+    resumed = make_trainer(tmp_path / "w", **more)
+    assert resumed.run()["resumed_at"] == 7 and weights(resumed) == weights(whole)
+
+
+def test_muon_is_refused_where_it_would_be_wrong(
+    make_trainer: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match="adapters"):
+        OptimConfig(optimizer="muon", lora=LORA)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="only AdamW"):
+        as_deepspeed(OptimConfig(optimizer="muon"), MachineConfig(), 1)
+    with pytest.raises(UserError, match="no matrix for Muon"):
+        make_trainer(tmp_path / "a", optimizer="muon", freeze=("layers",))
+    trainer = make_trainer(tmp_path / "b")
+    monkeypatch.setattr("twllm.train.distributed.count", lambda: 2)
+    with pytest.raises(UserError, match="one process"):
+        build_optimizer(trainer.model, OptimConfig(optimizer="muon"))

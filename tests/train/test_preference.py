@@ -35,7 +35,24 @@ TRL = {
     "sft": {"loss": 6.3290358, "gradient": 1.1434488},
     "dpo": {"loss": 1.0754278, "gradient": 1.0623198},
     "kto": {"loss": 0.6222471, "gradient": 0.3326361},
+    "chats": {"loss": 6.5346484, "gradient": 0.9004257},
+    "ipo": {"loss": 5.3744869, "gradient": 7.9463921},
+    "robust": {"loss": 1.2634387, "gradient": 1.5762899},
+    "with_sft": {"loss": 5.4985266, "gradient": 1.7549064},
 }
+VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # name: (ours, TRL's)
+    "ipo": ({"dpo_loss": "ipo"}, {"loss_type": ["ipo"]}),
+    "robust": ({"label_smoothing": 0.2}, {"loss_type": ["robust"], "label_smoothing": 0.2}),
+    "with_sft": ({"sft_weight": 0.7}, {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.7]}),
+}
+CHATS = [
+    [{"role": "user", "content": "台灣的首都是哪裡？"}, {"role": "assistant", "content": "臺北。"}],
+    [
+        {"role": "user", "content": "玉山多高？"}, {"role": "assistant", "content": "三千九百五十二公尺。"},
+        {"role": "user", "content": "謝謝"}, {"role": "assistant", "content": "不客氣！NTU 2024"},
+    ],
+    [{"role": "system", "content": "請用注音。"}, {"role": "user", "content": "好"}, {"role": "assistant", "content": "ㄏㄠˇ"}],
+]  # fmt: skip
 SETTINGS = {"beta": 0.3, "desirable_weight": 1.0, "undesirable_weight": 1.5}
 
 
@@ -100,19 +117,21 @@ def models(tiny_checkpoint: Path, tmp_path: Path) -> tuple[Path, Path]:
         for parameter in model.parameters():
             parameter.mul_(FLATTER).add_(SHIFT * torch.randn(parameter.shape, generator=generator))
     model.save_pretrained(tmp_path / "policy")
-    for file in tiny_checkpoint.glob("*token*"):
+    for file in [*tiny_checkpoint.glob("*token*"), *tiny_checkpoint.glob("*.jinja")]:
         (tmp_path / "policy" / file.name).write_bytes(file.read_bytes())
     return tmp_path / "policy", tiny_checkpoint
 
 
-def ours(models: tuple[Path, Path], tmp_path: Path, method: str) -> dict[str, float]:
+def ours(models: tuple[Path, Path], tmp_path: Path, method: str, **variant: Any) -> dict[str, float]:
     """Loss and gradient of one step over all rows, in one micro-batch, at the policy's weights."""
-    weights = SETTINGS if method == "kto" else {"beta": SETTINGS["beta"]}
+    weights = SETTINGS if method == "kto" else {"beta": SETTINGS["beta"], **variant}
     made = trainer(tmp_path / f"w-{method}", models[1], write(tmp_path / method, method), method, **weights)
     made.model.load_state_dict(load(models[0]).state_dict())
     rows = made.data.each_once()
     batch = made.data.batch(rows)
-    loss = made.loss(batch) / made.objective.begin([batch]) if method == "dpo" else kto_loss(made, batch)
+    divisor = made.objective.begin([batch])  # first: KTO's z, and what a chosen token counts, are made there
+    assert method == "dpo" or made.objective.kl > 0.01  # type: ignore[attr-defined]  # not clamped away: else no difference
+    loss = made.loss(batch) / divisor
     loss.backward()
     return {"loss": float(loss.detach()), "gradient": float(made.model.get_output_embeddings().weight.grad.norm())}
 
@@ -124,24 +143,37 @@ SFT_DOCUMENTS = [  # two answers in the last: labels on both, none on the questi
 
 
 def our_sft(model: Path, folder: Path) -> dict[str, float]:
+    """Of SFT_DOCUMENTS."""
+    write_shard(folder, [(str(i), ids, mask) for i, (ids, mask) in enumerate(SFT_DOCUMENTS)], 600)
+    return sft_step(model, TokenShard(folder), 32, folder / "work")
+
+
+def sft_step(model: Path, shard: TokenShard, context: int, work: Path) -> dict[str, float]:
     """Of one step over packed rows, fp32."""
     from twllm.train.config import SftConfig
 
-    write_shard(folder, [(str(i), ids, mask) for i, (ids, mask) in enumerate(SFT_DOCUMENTS)], 600)
-    data = PackedData([TokenShard(folder)], [1.0], 32, 1)
+    data = PackedData([shard], [1.0], context, 1)
     machine = MachineConfig(threads=1, precision="fp32", tensorboard=False)
-    config = SftConfig(lr=1e-3, batch_tokens=64, context=32)
-    made = Trainer("sft", load(model), data, config, machine, folder / "work")
+    config = SftConfig(lr=1e-3, batch_tokens=2 * context, context=context)
+    made = Trainer("sft", load(model), data, config, machine, work)
     batch = data.batch(data.each_once())
     loss = made.loss(batch) / made.objective.begin([batch])
     loss.backward()
     return {"loss": float(loss.detach()), "gradient": float(made.model.get_output_embeddings().weight.grad.norm())}
 
 
-def kto_loss(made: Trainer, batch: Any) -> torch.Tensor:
-    divisor = made.objective.begin([batch])  # first: it computes z
-    assert made.objective.kl > 0.01  # type: ignore[attr-defined]  # not clamped away: the test would see no difference
-    return made.loss(batch) / divisor
+def our_chats(model: Path, folder: Path) -> tuple[dict[str, float], list[list[int]]]:
+    """Of conversations, from messages to packed rows; and each one's labels."""
+    from twllm.tokens.build import chat_shard
+    from twllm.tokens.conversation import Conversation
+    from twllm.tokens.tokenizer import ChatTokenizer
+
+    rows = [Conversation(tuple(messages), id=str(i)) for i, messages in enumerate(CHATS)]
+    chat_shard(folder, rows, ChatTokenizer.load(model), 256)
+    shard = TokenShard(folder)
+    kept = [slice(*shard.offsets[i : i + 2].tolist()) for i in range(len(shard))]
+    labels = [np.where(shard.mask(k.start, k.stop), shard.ids[k].astype(int), -100).tolist() for k in kept]
+    return sft_step(model, shard, 256, folder / "work"), labels
 
 
 @pytest.mark.parametrize("method", ["dpo", "kto"])
@@ -166,20 +198,39 @@ def test_same_loss_and_gradient_as_trl_here(models: tuple[Path, Path], tmp_path:
         {"input_ids": ids, "labels": [i if learned else -100 for i, learned in zip(ids, mask, strict=True)]}
         for ids, mask in SFT_DOCUMENTS
     ]
-    request = {"policy": str(models[0]), "reference": str(models[1]), "sft": sft, "dpo": dpo, "kto": kto, **SETTINGS}
+    rows = {
+        "sft": sft,
+        "chats": CHATS,
+        "dpo": dpo,
+        "kto": kto,
+        "variants": {name: v[1] for name, v in VARIANTS.items()},
+    }
+    request = {"policy": str(models[0]), "reference": str(models[1]), **rows, **SETTINGS}
     (tmp_path / "request.json").write_text(json.dumps(request))
     command = [python, str(Path(__file__).with_name("trl_losses.py")), str(tmp_path / "request.json")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     theirs = json.loads(done.stdout.split("RESULT ")[1])
-    print(theirs)
+    print({name: value for name, value in theirs.items() if name != "labels"})
     for method in ("dpo", "kto"):
         assert ours(models, tmp_path, method) == pytest.approx(theirs[method], rel=2e-4), theirs
+    for name, (variant, _) in VARIANTS.items():
+        assert ours(models, tmp_path / name, "dpo", **variant) == pytest.approx(theirs[name], rel=2e-4), name
+    step, labels = our_chats(models[0], tmp_path / "chats")
+    assert step == pytest.approx(theirs["chats"], rel=1e-5)
+    assert labels == [row[: len(mine)] for row, mine in zip(theirs["labels"], labels, strict=True)]
+    assert all(set(row[len(mine) :]) <= {-100} for row, mine in zip(theirs["labels"], labels, strict=True))
     assert our_sft(models[0], tmp_path / "sft") == pytest.approx(theirs["sft"], rel=1e-5), theirs
 
 
 def test_same_sft_loss_as_trl_had(models: tuple[Path, Path], tmp_path: Path) -> None:
     assert our_sft(models[0], tmp_path / "sft") == pytest.approx(TRL["sft"], rel=1e-5)
+    assert our_chats(models[0], tmp_path / "chats")[0] == pytest.approx(TRL["chats"], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_same_variants_of_dpo_as_trl_had(models: tuple[Path, Path], tmp_path: Path, name: str) -> None:
+    assert ours(models, tmp_path, "dpo", **VARIANTS[name][0]) == pytest.approx(TRL[name], rel=2e-4)
 
 
 @pytest.mark.parametrize("method", ["dpo", "kto"])

@@ -112,6 +112,16 @@ class FeedbackConfig(OptimConfig):
     beta: float = Field(
         0.1, gt=0, description="kto, dpo: how far the model may move from where it starts; less is farther"
     )
+    dpo_loss: Literal["sigmoid", "ipo"] = Field(
+        "sigmoid",
+        description="dpo: the paper's, or a margin to reach per token instead of without end (arXiv 2310.12036)",
+    )
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=0.5, description="dpo: share of pairs thought to be the wrong way round (arXiv 2403.00409)"
+    )
+    sft_weight: float = Field(
+        0.0, ge=0, description="dpo: plus so much of the chosen answers' cross entropy (arXiv 2404.19733)"
+    )
     desirable_weight: float = Field(1.0, gt=0, description="kto: weight of answers rated +1")
     undesirable_weight: float = Field(1.0, gt=0, description="kto: weight of answers rated -1")
     datasets: tuple[DatasetConfig, ...] = Field(
@@ -120,10 +130,13 @@ class FeedbackConfig(OptimConfig):
 
     @model_validator(mode="after")
     def _no_idle_settings(self) -> "FeedbackConfig":
-        used = {"kto": {"beta", "desirable_weight", "undesirable_weight"}, "dpo": {"beta"}}.get(self.method, set())
-        for name in ("beta", "desirable_weight", "undesirable_weight"):
+        of_kto, of_dpo = ("desirable_weight", "undesirable_weight"), ("dpo_loss", "label_smoothing", "sft_weight")
+        used = {"kto": {"beta", *of_kto}, "dpo": {"beta", *of_dpo}}.get(self.method, set())
+        for name in ("beta", *of_kto, *of_dpo):
             if name not in used and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} would be ignored with method = {self.method}")
+        if self.dpo_loss == "ipo" and self.label_smoothing:
+            raise ValueError('label_smoothing would be ignored with dpo_loss = "ipo"')
         if used and self.kept == "best":
             raise ValueError(f"{self.method} has no held-out loss: patience and keep = best are for the other phases")
         if used and self.neftune_alpha:

@@ -124,10 +124,12 @@ def as_deepspeed(phase: "OptimConfig", machine: "MachineConfig", gpus: int) -> d
     """The recipe's numbers in DeepSpeed's words; batches there are rows.
 
     Raises:
-        UserError: the rows of a step do not divide among the cards: DeepSpeed takes equal shares only.
+        UserError: the rows of a step do not divide among the cards: DeepSpeed takes equal shares only; the optimizer is not AdamW.
     """
     from twllm.errors import UserError
 
+    if phase.optimizer != "adamw":
+        raise UserError("只能匯出 AdamW (only AdamW can be exported)", f"optimizer = {phase.optimizer}", "改用 AdamW")
     rows = max(1, phase.batch_tokens // phase.context)
     share, rest = divmod(rows, gpus)
     if rest:

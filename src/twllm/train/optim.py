@@ -60,7 +60,7 @@ class Muon(torch.optim.Optimizer):
         self.rest = _adamw(parts[False], config)
         super().__init__([*self.muon.param_groups, *self.rest.param_groups], {})
 
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One step of both."""
         for part in (self.muon, self.rest):  # groups and state are other objects after load_state_dict
             part.param_groups = [group for group in self.param_groups if group["muon"] == (part is self.muon)]

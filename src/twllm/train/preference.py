@@ -1,12 +1,12 @@
 """DPO (arXiv 2305.18290) and KTO (arXiv 2402.01306): learning from what people preferred, against the starting model.
 
 With π the model, π₀ the starting weights, and r = log π(y|x) − log π₀(y|x) summed over the completion's tokens:
-  DPO, a pair:     −log σ(β (r_chosen − r_rejected)), mean over pairs
+  DPO, a pair:     −log σ(β (r_chosen − r_rejected)), mean over pairs; label_smoothing, ipo and sft_weight as in TRL ("robust", "ipo", "sft")
   KTO, an answer:  w (1 − σ(± β (r − z))), mean over answers; + and w = desirable_weight for a wanted one, − and
                    undesirable_weight for an unwanted one; z = max(0, mean r of mismatched pairs), without gradient
 log π₀ is computed once, before the first step (adapters disabled), and kept beside the run's states: no second model is in memory. z is taken over the
 whole optimizer step, so accumulation changes nothing (TRL takes it per micro-batch); its price is one more forward pass.
-Equal to TRL's losses on the same batch, held by a test. Not covered: label smoothing, IPO and other variants, held-out sets.
+Equal to TRL's losses on the same batch, held by a test. Not covered: further variants, held-out sets, a reference-free form.
 """
 
 from collections.abc import Sequence
@@ -63,9 +63,13 @@ def token_logprobs(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
     )
 
 
-def dpo_losses(ratios: Tensor, beta: float) -> Tensor:
-    """(S / 2,) losses of (S,) log-ratios in the order chosen, rejected, chosen, …"""
-    return -F.logsigmoid(beta * (ratios[0::2] - ratios[1::2]))
+def dpo_losses(ratios: Tensor, lengths: Tensor, config: FeedbackConfig) -> Tensor:
+    """(S / 2,) losses of (S,) log-ratios in the order chosen, rejected, chosen, … over so many tokens each."""
+    if config.dpo_loss == "ipo":
+        means = ratios / lengths
+        return (means[0::2] - means[1::2] - 1 / (2 * config.beta)) ** 2
+    margin, wrong = config.beta * (ratios[0::2] - ratios[1::2]), config.label_smoothing
+    return -((1 - wrong) * F.logsigmoid(margin) - wrong * F.logsigmoid(-margin)) / (1 - 2 * wrong)
 
 
 def kto_losses(ratios: Tensor, labels: Tensor, kl: Tensor, config: FeedbackConfig) -> Tensor:
@@ -84,6 +88,7 @@ class PreferenceObjective:
         labels = [np.load(shard.folder / LABELS) for shard in data.shards]
         self.labels = torch.from_numpy(np.concatenate(labels).astype(np.int64))
         self.kl = torch.zeros(())
+        self._sft = 0.0  # dpo: what a chosen token's loss counts in this step
         self.seen: list[Tensor] = []  # each micro-batch's rewards, wanted minus unwanted where both are known
         self.reference = torch.from_numpy(self._reference(data, work / "reference.safetensors"))
 
@@ -92,6 +97,10 @@ class PreferenceObjective:
         self.seen = []
         labels = self.labels[[number for batch in batches if not batch.filler for number in _documents(batch)]]
         if self.config.method == "dpo":
+            if self.config.sft_weight:
+                counted = [int(_lengths(b)[self.labels[_documents(b)] > 0].sum()) for b in batches if not b.filler]
+                pairs, tokens = all_sum([len(labels) / 2, float(sum(counted))])
+                self._sft = self.config.sft_weight * pairs / max(1.0, tokens)
             return len(labels) / 2
         training = self.model.training
         self.model.eval()  # without dropout: z is the same however the step's rows are dealt out
@@ -109,7 +118,9 @@ class PreferenceObjective:
         rated = labels != 0
         self.seen.append(torch.stack([ratios.detach()[rated], labels[rated].to(ratios.dtype)]))
         if self.config.method == "dpo":
-            return dpo_losses(ratios, self.config.beta).sum()
+            loss = dpo_losses(ratios, _lengths(batch).to(ratios.device), self.config).sum()
+            chosen = ratios + self.reference[_documents(batch)].to(ratios.device)  # log π
+            return loss - self._sft * chosen[labels > 0].sum() if self._sft else loss
         return kto_losses(ratios[rated], labels[rated], self.kl, self.config).sum()
 
     def metrics(self) -> dict[str, float]:
@@ -173,6 +184,11 @@ class PreferenceObjective:
 def _documents(batch: Batch) -> list[int]:
     """Numbers of the documents, in the order of `batch.pieces`."""
     return [document for row in batch.rows for document, _, _ in row.pieces]
+
+
+def _lengths(batch: Batch) -> Tensor:
+    """(S,) learned tokens of each document."""
+    return torch.tensor([int((batch.labels[r, at : at + n] >= 0).sum()) for r, at, n in batch.pieces])
 
 
 def _mean(values: Tensor) -> Tensor:
