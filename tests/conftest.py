@@ -1,6 +1,8 @@
 """Small real parts that many tests share: a trained byte-level tokenizer and a random two-layer Llama."""
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,19 @@ SENTENCES = [
     "注音符號ㄅㄆㄇㄈ是台灣小學生最先學的。「拍謝」是台語的不好意思。",
     "USER: hello world ASSISTANT: 你好，我是人工智慧助理。2024 年 NTU AI",
 ]
+
+
+@pytest.fixture(autouse=True)
+def denormal_numbers() -> Iterator[None]:
+    """Training on a CPU turns them off for its process (train/machine.py); hypothesis, for one, refuses to work so."""
+
+    def allow() -> None:
+        if torch := sys.modules.get("torch"):
+            torch.set_flush_denormal(False)
+
+    allow()
+    yield
+    allow()
 
 
 @pytest.fixture(scope="session")
