@@ -152,7 +152,7 @@ def test_retry_after_holds_everybody_back(make_client: MakeClient) -> None:
         (stopped,), client = ask(make_client, server, ["很久"])
         assert isinstance(stopped, Stopped)
         assert (client.stop.reason, client.stop.detail) == ("rate", "3600")
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 60
 
 
 def limited(per_window: int, window_s: float) -> Callable[[dict[str, Any], int], Reply]:

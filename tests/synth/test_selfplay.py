@@ -29,7 +29,7 @@ def play(
     url: str,
     settings: SelfplayConfig,
     budget: BudgetConfig | None = None,
-    timeout_s: float = 2.5,
+    timeout_s: float = 5.0,
     **more: Any,
 ) -> dict[str, Any]:
     session = Session(out, endpoint(url, timeout_s=timeout_s), budget or BudgetConfig(), **more)
@@ -41,7 +41,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, FaultServer, d
     """200 dialogues, every second with a fault; the server is gone when the tests look."""
     out = tmp_path_factory.mktemp("full") / "out"
     settings = config(200)
-    with FaultServer(Dialogues(settings), slow_s=3.5) as server:
+    with FaultServer(Dialogues(settings), slow_s=6.0) as server:
         manifest = play(out, server.url, settings)
     return out, server, manifest
 
