@@ -28,9 +28,9 @@ PHASES: dict[str, tuple[str, str, tuple[str, ...], int]] = {  # command, data, s
     "pretrain": ("pretrain", "texts", ("lr=3e-3", "max_tokens=46000", *COMMON), 1),
     "sft": ("sft", "chats", ("lr=3e-3", "max_tokens=46000", "epochs=9", "held_out=0.1", *COMMON), 1),
     "dpo": ("feedback", "pairs", ("lr=1e-3", *DPO), 1),
-    "lora": ("sft", "chats", ("lr=3e-3", "max_tokens=46000", "epochs=9", 'lora={r=4,dropout=0.2}', "neftune_alpha=5", *COMMON), 1),
+    "lora": ("sft", "chats", ("lr=3e-3", "max_tokens=46000", "epochs=9", "held_out=0.1", 'lora={r=4,dropout=0.2}', "neftune_alpha=5", *COMMON), 1),
     "best": ("sft", "chats", ("lr=3e-3", "max_tokens=46000", "epochs=9", "held_out=0.1", "patience=9", "ema_decay=0.9", *COMMON), 1),
-    "two": ("sft", "chats", ("lr=3e-3", "max_tokens=15400", "epochs=9", *COMMON), 2),
+    "two": ("sft", "chats", ("lr=3e-3", "max_tokens=15400", "epochs=9", "held_out=0.1", *COMMON), 2),
 }  # fmt: skip
 
 

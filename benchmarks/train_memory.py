@@ -5,7 +5,7 @@ allocation and release, plus every tensor that stood before it: weights, moments
   grid      sizes × contexts × micro-batches × accumulation × checkpointing × precision: what the formula was made on
   methods   LoRA, QLoRA (bitsandbytes), EMA, DPO, a teacher, freezing, a mixture, long rows, short documents, selective checkpointing
   unseen    shapes like Llama 3's at 60 to 150 M parameters, predicted with the formula as it is
-  ranks     the fullest of 2 or 4 processes (gloo), by sharding and tensor parallel
+  ranks     the fullest of 2 or 4 processes (gloo), by sharding, tensor and context parallel
   time      seconds of a step (one thread, not compiled), against FLOPs at the matrix peak of the same minute and passes over memory
   saving    the copy of a state that waits to be written, against 12 bytes a trained parameter
 """
@@ -103,8 +103,14 @@ def ranks() -> Iterator[Case]:
     for count, precision in ((2, "fp32"), (2, "bf16"), (4, "fp32"), (4, "bf16")):
         for sharding in ("none", "optimizer", "full"):
             yield f"{count} 個 {sharding}", replace(job, gpus=count, sharding=sharding, precision=precision)  # type: ignore[arg-type]
+    yield "2 個 full，LoRA r 16", replace(job, gpus=2, sharding="full", precision="bf16", adapter=Adapter(16))
     yield "2 個 tensor_parallel", replace(job, gpus=2, tensor=2)
     yield "4 個 tensor_parallel 2 × full", replace(job, gpus=4, tensor=2, sharding="full")
+    for count, cut in ((1, 1), (2, 2), (4, 4), (4, 2)):  # one document a row, one row a process or some
+        yield (
+            f"{count} 個 context_parallel {cut}",
+            replace(job, context=4096, micro_tokens=4096 // cut, gpus=count, cut=cut),
+        )
 
 
 def make_trainer(job: Job, folder: Path, settings: dict[str, Any] | None = None) -> Any:
@@ -143,6 +149,7 @@ def make_trainer(job: Job, folder: Path, settings: dict[str, Any] | None = None)
     machine = MachineConfig(
         threads=1, device="cpu", precision=job.precision, compile="off", tensorboard=False, micro_batch_tokens=job.micro_tokens,
         checkpointing=job.checkpointing, sharding=job.sharding, shard_ranks=job.shard_ranks, tensor_parallel=job.tensor,
+        context_parallel=job.cut,
     )  # fmt: skip
     torch.manual_seed(1)
     model: Any = LlamaForCausalLM(LlamaConfig(**job.size.llama(job.vocab, job.context)))

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from twllm.plan import dry_run, duration
+from twllm.plan import dry_run
+from twllm.planning.speed import duration
 from twllm.recipe import load_machine, load_recipe
 from twllm.train.gpus import GIB, GPUS, find_gpu
 

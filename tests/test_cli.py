@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from twllm.cli import main
+from twllm.train.alone import make_job
 
 TINY = str(Path(__file__).parents[1] / "recipes" / "tiny.toml")
 PAIR = [{"role": "user", "content": "你好[/b]"}, {"role": "assistant", "content": "嗨 [/]"}]
@@ -106,6 +107,13 @@ MISTAKES = {
     "train sft --model model --data chat.jsonl --out o --template nope": "unknown chat template",
     "train sft --model model --data chat.jsonl --out theirs": "not made by twllm",
     "train feedback --model model --data chat.jsonl --out o": "row without rating",
+    "train sft --model model --data chat.jsonl --out o --set seed=-1": "at least",
+    "train sft --model model --data chat.jsonl --out o --set eval_every=2": "would be ignored",
+    "train sft --model model --data chat.jsonl --out o --set pretrain.lr=1": "would be ignored",
+    "train sft --model model --data chat.jsonl --out o --set machine.threads=1": "a file of their own",
+    "train sft --model model --data chat.jsonl --out o --set context=9999": "longer than the model's positions",
+    "train pretrain --model model --data text.jsonl --out o --license x --set corpus.mix.max_repeats=3": "would be ignored",
+    "recipe keys sft.nope": "no such section",
     "train pretrain --model model --data text.jsonl --out o": "no licence",
     "train pretrain --model model --data bad.jsonl --out o --license x": "broken JSON line",
     "train pretrain --model model --data empty.jsonl --out o --license x": "no documents left",
@@ -146,6 +154,47 @@ def test_a_mistake_is_told_in_three_lines(
     assert (place / "file").read_text(encoding="utf-8") == "x"
 
 
+def test_of_torchruns_processes_one_tells_the_mistake(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for rank, lines in (("0", 3), ("1", 0)):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert call(monkeypatch, "recipe show nope.toml") == 2
+        assert len(capsys.readouterr().err.splitlines()) == lines
+
+
+def test_ctrl_c_says_how_to_go_on(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("twllm.train.alone.train_alone", interrupted)
+    assert call(monkeypatch, "train sft --model model --data chat.jsonl --out o") == 130
+    assert "已中斷" in capsys.readouterr().err
+
+
+def test_looking_for_a_learning_rate_never_replaces_a_model(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "model" / "manifest.json").write_text('{"stage": "sft"}', encoding="utf-8")
+    shutil.copytree("model", "trained")
+    assert call(monkeypatch, "train sft --model model --data chat.jsonl --out trained --find-lr") == 2
+    assert "holds something else" in capsys.readouterr().err
+    assert (place / "trained" / "model.safetensors").is_file()
+
+
+def test_a_command_is_the_same_job_from_another_folder(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else unfinished work is not found again; weights of the data are the data set's own."""
+    sets = ["context=64", "datasets.weight=2.5"]
+    here = make_job("sft", "model", ["chat.jsonl"], Path("o"), sets, None, "x")
+    found = here.work.name
+    monkeypatch.chdir(place / "folder")
+    there = make_job("sft", "../model", ["../chat.jsonl"], Path("../o"), sets, None, "x")
+    assert here.weights == [2.5] and here.facts == there.facts
+    assert found == there.work.name
+
+
 def test_a_port_in_use(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -171,10 +220,11 @@ def test_markup_in_data_is_only_text(
 def test_a_template_that_marks_no_answer_is_named(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Templates on the hub rarely have `{% generation %}`: without it nothing would be learned."""
+    """Neither marks nor an end of the answer: what is learned cannot be told (tests/tokens/test_unmarked.py for those where it can)."""
     template = place / "model" / "chat_template.jinja"
     text = template.read_text(encoding="utf-8")
-    template.write_text(text.replace("{%- generation -%}", "").replace("{%- endgeneration -%}", ""), encoding="utf-8")
+    text = text.replace("{%- generation -%}", "").replace("{%- endgeneration -%}", "").replace(" + eos_token", "")
+    template.write_text(text, encoding="utf-8")
     assert call(monkeypatch, "train sft --model model --data chat.jsonl --out o") == 2
     assert "no {% generation %}" in capsys.readouterr().err
 

@@ -55,9 +55,13 @@ def test_every_value_has_an_origin(tmp_path: Path) -> None:
         ("[sft]\nlrr = 1", "sft.lrr", "lr"),
         ("[pretain]\nlr = 1", "pretain", "pretrain"),
         ("[[corpus.sources]]\npath = 'twllm:knowledge'\ntextkey = 'x'", "textkey", "text_key"),
-        ("[sft]\nlr = 'fast'", "sft.lr", "recipe show"),
-        ("[sft]\nlr = -1.0", "sft.lr", "recipe show"),
-        ("[template]\nname = 'taiwan-llm-v3'", "template.name", "recipe show"),
+        ("[sft]\nlr = 'fast'", "sft.lr 的值不對 (bad value): 要是數字", "recipe keys sft"),
+        ("[sft]\nlr = -1.0", "sft.lr 的值不對 (bad value): 要大於 0.0", "recipe keys sft"),
+        (
+            "[template]\nname = 'taiwan-llm-v3'",
+            "template.name 的值不對 (bad value): 要是其中之一",
+            "recipe keys template",
+        ),
         ("[base]\nsize = ", "TOML", ""),
     ],
 )

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from twllm import artifact
@@ -154,6 +155,32 @@ def test_two_processes_may_not_share_a_folder(tmp_path: Path) -> None:
         pass
 
 
+def test_a_look_at_the_lock_keeps_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fcntl
+
+    with (tmp_path / ".lock").open("a") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        monkeypatch.setattr(artifact.time, "sleep", lambda seconds: fcntl.flock(looking, fcntl.LOCK_UN))
+        with lock(tmp_path):
+            pass
+
+
+def test_weights_have_the_rights_of_other_files(tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    before = os.umask(0o027)
+    try:
+        with artifact.write_folder(tmp_path / "model") as folder:
+            save_file({"x": np.zeros(3, np.float32)}, folder / "model.safetensors")
+            (folder / "adapter").mkdir()
+            save_file({"x": np.zeros(3, np.float32)}, folder / "adapter" / "adapter.safetensors")
+            (folder / "config.json").write_text("{}")
+    finally:
+        os.umask(before)
+    files = [file for file in (tmp_path / "model").rglob("*") if file.is_file()]
+    assert {oct(file.stat().st_mode & 0o777) for file in files} == {"0o640"} and len(files) == 3
+
+
 def test_folders_appear_whole_or_not_at_all(tmp_path: Path) -> None:
     target = tmp_path / "stage"
     with pytest.raises(RuntimeError), artifact.write_folder(target) as folder:
@@ -270,3 +297,11 @@ def test_kill_nine_at_random_moments(finished: Path, tmp_path: Path) -> None:
         prints = [m["metrics"]["weights_fingerprint"] for m in manifests if m]
         assert len(prints) == 2 and prints[0] == prints[1], stage
     assert not list(out.glob(".*.partial-*"))
+
+
+@pytest.mark.parametrize(("number", "said"), [(28, "no space left"), (122, "no space left"), (27, "file too large")])
+def test_a_disk_that_takes_no_more_is_told_whoever_writes(number: int, said: str, tmp_path: Path) -> None:
+    """A full disk, a quota, FAT32's 4 GB: as Python says it, and as safetensors does."""
+    for error in (OSError(number, "x"), RuntimeError(f"Error while serializing: I/O error: x (os error {number})")):
+        with pytest.raises(UserError, match=said), artifact.explain_os_errors(tmp_path):
+            raise error

@@ -8,10 +8,13 @@ nothing that changes from run to run (times, folder names, code version), so it 
 
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import os
+import re
 import shutil
+import stat
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -59,10 +62,14 @@ def explain_os_errors(path: Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        if getattr(error, "errno", None) in FULL or "(os error 28)" in str(error):  # safetensors has its own exception
-            raise UserError(
-                "磁碟空間不足 (no space left on device)", path, "清出空間後用同一個指令重跑，會從上次的進度接續"
-            ) from error
+        told = re.search(r"\(os error (\d+)\)", str(error))  # safetensors has its own exception
+        number = int(told[1]) if told else getattr(error, "errno", None)
+        if number in FULL:
+            fix = "清出空間（或配額 quota）後用同一個指令重跑；有中斷點就從那裡接續"
+            raise UserError("磁碟空間不足 (no space left on device)", path, fix) from error
+        if number == errno.EFBIG:
+            what = "檔案超過這裡的上限 (file too large)"
+            raise UserError(what, path, "FAT32 只到 4 GB，ulimit -f 也有上限：換一個位置") from error
         if not isinstance(error, OSError):
             raise
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
@@ -93,6 +100,7 @@ def write_folder(path: Path | str) -> Iterator[Path]:
         partial.mkdir()
         try:
             yield partial
+            _as_umask_says(partial)
             sync_tree(partial)
             if path.exists():
                 old = path.parent / f".{path.name}.partial-old-{os.getpid()}"
@@ -107,6 +115,15 @@ def write_folder(path: Path | str) -> Iterator[Path]:
             raise
 
 
+def _as_umask_says(folder: Path) -> None:
+    """safetensors makes its files readable by their owner alone; a model is served by others, too."""
+    if files := list(folder.rglob("*.safetensors")):
+        (probe := folder / ".umask").touch()  # os.umask() can only be read by setting it, for all threads
+        for file in files:
+            file.chmod(stat.S_IMODE(probe.stat().st_mode))
+        probe.unlink()
+
+
 def _refuse_foreign(path: Path) -> None:
     """Replacing deletes: only an empty folder or one that twllm made (it has a manifest) may be replaced."""
     if path.is_dir() and ((path / MANIFEST).exists() or not any(path.iterdir())):
@@ -119,7 +136,7 @@ def _refuse_foreign(path: Path) -> None:
 
 def remove_partial(path: Path) -> None:
     """Remove what an earlier, killed writer of `path` left behind (it was never visible under its own name)."""
-    for left in path.parent.glob(f".{path.name}.partial-*"):
+    for left in path.parent.glob(f".{glob.escape(path.name)}.partial-*"):
         shutil.rmtree(left, ignore_errors=True)
 
 
@@ -213,10 +230,26 @@ def lock(out: Path, file: Path | None = None) -> Iterator[None]:
         file.parent.mkdir(parents=True, exist_ok=True)
         stream = file.open("a")
     with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                "另一個 twllm 正在用這個資料夾 (folder is in use)", out, "等它結束，或換一個 --out"
-            ) from error
+        for patience in (0.05, 0.05, 0.0):  # somebody who only looks whether it is locked holds it for a moment
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if not patience:
+                    raise UserError(
+                        "另一個 twllm 正在用這個資料夾 (folder is in use)", out, "等它結束，或換一個 --out"
+                    ) from error
+                time.sleep(patience)
         yield
+
+
+def is_running(out: Path, file: Path | None = None) -> bool:
+    """Whether a process holds the folder's lock."""
+    try:
+        with (file or out / ".lock").open() as stream:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False

@@ -125,6 +125,9 @@ def _check_phases(recipe: Recipe, where: Path) -> None:
             raise UserError(
                 f"{name}.batch_tokens 比 context 小 (smaller than one row)", where, f"至少 {config.context}"
             )
+    if recipe.pretrain.enabled and recipe.pretrain.eval_every and not recipe.corpus.held_out:
+        what = "沒有保留的文件，pretrain.eval_every 會被忽略 (would be ignored)"
+        raise UserError(what, where, "給 corpus.held_out，或拿掉 eval_every")
     if recipe.pretrain.enabled and not recipe.corpus.sources:
         raise UserError(
             "要繼續預訓練但沒有語料 (no [corpus] sources)",

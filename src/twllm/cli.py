@@ -1,5 +1,6 @@
 """The `twllm` command: thin, lazy (torch is imported only by commands that use it), and every mistake told in three lines."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -59,10 +60,25 @@ app.command()(export)
 
 RecipeFile = Annotated[Path, typer.Argument(help="配方檔 (recipe, TOML)", metavar="RECIPE")]
 Sets = Annotated[
-    list[str] | None, typer.Option("--set", help="改一個值 (override), 例如 sft.lr=1e-5；可重複", metavar="KEY=VALUE")
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="改一個值 (override), 例如 sft.lr=1e-5；可重複；有哪些：twllm recipe keys sft",
+        metavar="KEY=VALUE",
+    ),
 ]
 Machine = Annotated[Path | None, typer.Option("--machine", help="機器設定檔 (machine file)")]
 Out = Annotated[Path | None, typer.Option("--out", help="輸出資料夾 (folder to write)")]
+
+
+INTERRUPTED = 130
+
+
+def _speaks() -> bool:
+    """Before torchrun's processes have met, all of a host find the same mistake: its first one tells it."""
+    distributed = sys.modules.get("torch.distributed")
+    met = distributed is not None and distributed.is_available() and distributed.is_initialized()
+    return met or os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def main() -> None:
@@ -75,12 +91,15 @@ def main() -> None:
     except UserError as error:
         if debug:
             raise
-        if not getattr(error, "told", False):  # of several processes one tells it
+        if not getattr(error, "told", False) and _speaks():  # of several processes one tells it
             print(error, file=sys.stderr)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("\n已中斷；用同一個指令重跑會接續 (interrupted; run the same command again to go on)", file=sys.stderr)
-        raise SystemExit(130) from None
+    except SystemExit as end:
+        if end.code == INTERRUPTED:  # typer makes that of Ctrl-C, without a word
+            print(
+                "\n已中斷；用同一個指令重跑會接續 (interrupted; run the same command again to go on)", file=sys.stderr
+            )
+        raise
 
 
 @app.command()
@@ -139,6 +158,24 @@ def recipe_show(recipe: RecipeFile, set_: Sets = None) -> None:
     table = Table("鍵 key", "值 value", "來源 origin")
     for key, value, origin in describe(load_recipe(recipe, set_ or ())):
         table.add_row(key, escape(str(value)), origin, style="dim" if origin == "default" else None)
+    Console().print(table)
+
+
+@recipe_app.command("keys")
+def recipe_keys(
+    section: Annotated[str, typer.Argument(help="sft、sft.lora、machine…；不給就列出有哪些 (section)")] = "",
+) -> None:
+    """每個鍵的意思與預設值；--set 與機器檔也是這些鍵 (what the keys mean, and their defaults)."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from twllm.keys import list_keys
+    from twllm.recipe import SECTIONS
+
+    table = Table("鍵 key", "預設值；其他選擇 default", "意思 meaning")
+    for row in list_keys(SECTIONS, section):
+        table.add_row(*map(escape, row))
     Console().print(table)
 
 

@@ -1,4 +1,4 @@
-"""From a checkpoint to what others open: a Hugging Face folder, GGUF, Ollama, int8, GPTQ, AWQ, each with its card; or nothing.
+"""From a checkpoint to what others open: a Hugging Face folder (fp32 or bf16), GGUF, Ollama, int8, GPTQ, AWQ, each with its card; or nothing.
 
 Everything that can be refused is refused before a file is written: licence, template, shape. `hf` lies at the top of the folder and the
 others in folders of their names; asked for alone, a format has the folder to itself. Used by `twllm export` and by a recipe's release stage.
@@ -19,6 +19,7 @@ from twllm.errors import UserError, did_you_mean
 from twllm.export_losses import QUESTIONS, loss_row, measure_folder, measure_gguf, try_measuring
 from twllm.model.hub import fetch
 from twllm.recipe import Recipe
+from twllm.release.bf16 import write_bf16
 from twllm.release.card import model_card
 from twllm.release.facts import (
     KEY,
@@ -35,7 +36,7 @@ from twllm.release.gate import require_licence
 from twllm.tokens.contract import require_trained_template
 from twllm.tokens.tokenizer import ChatTokenizer
 
-FORMATS = ("hf", "gguf", "ollama", "int8", "gptq", "awq")
+FORMATS = ("hf", "bf16", "gguf", "ollama", "int8", "gptq", "awq")
 QUANTISED = ("int8", "gptq", "awq")
 EXACT = ("f32", "f16", "bf16", "q8_0")  # GGUF kinds that need no llama.cpp
 FILES = ("*.safetensors", "*.json", "*.jinja", "*.model")
@@ -267,6 +268,8 @@ def write_formats(
         target.mkdir(exist_ok=True)
         if kind == "hf":
             copy_checkpoint(folder, target)
+        elif kind == "bf16":
+            write_bf16(folder, target)
         elif kind in QUANTISED:
             losses.append(_quantised(kind, folder, target, measured))
         else:

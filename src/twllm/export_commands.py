@@ -12,7 +12,7 @@ def export(
     model: Annotated[str, typer.Argument(help="模型資料夾、hub 名稱，或 LoRA 轉接器資料夾", metavar="MODEL")],
     out: Annotated[Path, typer.Option("--out", help="輸出資料夾")],
     format: Annotated[
-        list[str] | None, typer.Option("--format", help="hf、gguf、ollama、int8、gptq、awq；可重複，預設 hf")
+        list[str] | None, typer.Option("--format", help="hf、bf16、gguf、ollama、int8、gptq、awq；可重複，預設 hf")
     ] = None,
     type: Annotated[
         list[str] | None, typer.Option("--type", help="GGUF 型別：f32、f16、bf16、q8_0、q4_k_m…；可重複，預設 f16")

@@ -139,6 +139,7 @@ def average_models(
     from twllm.errors import UserError
     from twllm.model.average import average
     from twllm.model.hub import fetch
+    from twllm.release.card import averaged_card
 
     try:
         shares = [float(part) for part in weights.split(",")] if weights else [1.0] * len(models)
@@ -148,6 +149,7 @@ def average_models(
     inputs = {model: hash_path(folder) for model, folder in zip(models, folders, strict=True)}
     with write_folder(out) as folder:
         facts = average(folders, shares, folder)
+        facts |= averaged_card(dict(zip(models, folders, strict=True)), folder, out)
         write_manifest(folder, "model-average", {"weights": shares}, inputs, metrics=facts)
     print(f"{out}：{facts['averaged']} 個檢查點的平均 (mean of checkpoints)")
 

@@ -6,7 +6,6 @@ against measured steps; time is FLOPs ÷ (peak × an assumed share), so it is a 
 """
 
 import json
-import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -154,11 +153,11 @@ def _as_phase(recipe: Recipe, name: str, phase: OptimConfig, tokens: int) -> Pha
         method, 1.0
     )  # KTO's mismatched pairs; DPO's reference, once
     batch = max(1, phase.batch_tokens // phase.context) * phase.context
-    teacher = getattr(phase, "teacher", None)
+    teacher, frozen = getattr(phase, "teacher", None), _frozen(recipe, phase)
     return Phase(
         name, tokens, phase.context, batch, adapter, passes, _experts(recipe, name),
         checkpoint_shape(teacher.model, teacher.revision)[0] if teacher else None,
-        compares=method in ("kto", "dpo"), average=phase.ema_decay > 0, frozen=_frozen(recipe, phase),
+        compares=method in ("kto", "dpo"), average=phase.ema_decay > 0, frozen=sum(frozen), frozen_tables=frozen[1],
     )  # fmt: skip
 
 
@@ -170,20 +169,20 @@ def _experts(recipe: Recipe, phase: str) -> Experts | None:
     return Experts(moe.experts, moe.top_k, moe.granularity)
 
 
-def _frozen(recipe: Recipe, phase: OptimConfig) -> int:
-    """Parameters that `freeze` keeps as they are: whole layers and the tables; other names count nothing."""
+def _frozen(recipe: Recipe, phase: OptimConfig) -> tuple[int, int]:
+    """Parameters that `freeze` keeps as they are, of whole layers and of the tables; other names count nothing."""
     if not phase.freeze:
-        return 0
+        return 0, 0
     model, _ = recipe_model(recipe)
     size = model.size
-    total = 0
+    layers = tables = 0
     for name in phase.freeze:
         if found := re.fullmatch(r"layers\.(\d+)(?:-(\d+))?", name):
             first, last = int(found[1]), min(int(found[2] or found[1]), size.L - 1)
-            total += max(0, last - first + 1) * (layer_parameters(size) + 2 * size.D)
+            layers += max(0, last - first + 1) * (layer_parameters(size) + 2 * size.D)
         elif name in ("embed_tokens", "lm_head"):
-            total += model.vocab * size.D
-    return total
+            tables += model.vocab * size.D
+    return layers, tables
 
 
 def _counted_tokens(folder: Path, weights: list[float]) -> int | None:
@@ -252,7 +251,8 @@ def _cost(
 ) -> PhasePlan:  # fmt: skip
     """On the machine file's cards; without any, on one device of that peak: with `threads` a CPU."""
     how = How(
-        machine.sharding, machine.checkpointing, machine.micro_batch_tokens, machine.tensor_parallel, machine.shard_ranks, machine.offload
+        machine.sharding, machine.checkpointing, machine.micro_batch_tokens, machine.tensor_parallel, machine.shard_ranks, machine.offload,
+        machine.context_parallel,
     )  # fmt: skip
     if machine.gpu:
         card = find_gpu(machine.gpu)
@@ -260,7 +260,7 @@ def _cost(
         host = host_memory(cost.job, min(card.per_host, machine.gpus))
         return PhasePlan(phase, source, repeats, cost.memory, host, cost.flops, cost.seconds)
     kind: Precision = "bf16" if precision == "bf16" else "fp32"
-    alone = replace(how, sharding="none", tensor=1, shard_ranks=None, offload=False)
+    alone = replace(how, sharding="none", tensor=1, shard_ranks=None, offload=False, cut=1)
     job = replace(job_of(model, phase, alone, 1), precision=kind, accelerator=False)
     flops = phase.trained_copies * step_flops(job, phase.tokens)
     tokens = phase.tokens * phase.trained_copies
@@ -318,11 +318,3 @@ def checkpoint_shape(name: str, revision: str | None) -> tuple[Size, int]:
         what = f"看不懂這個模型的形狀 (not a Llama-shaped config): {error} missing"
         raise UserError(what, folder / "config.json", "--dry-run 目前支援 Llama、Mistral、Qwen 型的模型") from error
     return size, config["vocab_size"]
-
-
-def duration(seconds: float) -> str:
-    """For people."""
-    for unit, size in (("天 days", 86400), ("小時 hours", 3600), ("分鐘 minutes", 60)):
-        if seconds >= size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{math.ceil(seconds)} 秒 seconds"

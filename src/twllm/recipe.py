@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, get_origin
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -20,6 +20,7 @@ from twllm.config import Config
 from twllm.corpus.config import CorpusConfig
 from twllm.errors import UserError, did_you_mean, require_file
 from twllm.evaluate.config import EvaluateConfig
+from twllm.keys import explain, section_of
 from twllm.model.moe_config import MoeConfig
 from twllm.model.rope_config import RopeConfig
 from twllm.model.shape_config import DeepenConfig, PruneConfig
@@ -56,7 +57,7 @@ class BaseConfig(Config):
     rope: RopeConfig | None = Field(None, description="longer contexts for the model (docs/methods.md)")
 
 
-Format = Literal["hf", "gguf", "ollama", "int8", "gptq", "awq"]
+Format = Literal["hf", "bf16", "gguf", "ollama", "int8", "gptq", "awq"]
 
 
 class ReleaseConfig(Config):
@@ -94,6 +95,12 @@ class Recipe(Config):
         """The settings of every training phase, those of [vision] after the others."""
         seeing = (self.vision.encode, self.vision.align, self.vision.instruct) if self.vision else ()
         return [self.pretrain, self.sft, self.feedback, *(phase for phase in seeing if phase)]
+
+
+SECTIONS: dict[str, type[BaseModel]] = {
+    **{name: kind for name, field in Recipe.model_fields.items() if (kind := section_of(field))},
+    "machine": MachineConfig,
+}
 
 
 @dataclass(frozen=True)
@@ -258,14 +265,22 @@ def validate(model: type[Any], tree: Mapping[str, Any], where: object) -> Any:
         more = f"（另有 {error.error_count() - 1} 處問題）" if error.error_count() > 1 else ""
         path = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
+            if first["loc"] == ("machine",):
+                fix = "機器的設定寫在另一個檔，用 --machine 檔名 給（docs/recipe.md）"
+                raise UserError(
+                    "配方裡沒有 machine (machine settings go into a file of their own)", where, fix
+                ) from error
             known = _fields_at(model, first["loc"][:-1])
             raise UserError(
                 f"不認得的鍵 {path} (unknown key){more}", where, did_you_mean(str(first["loc"][-1]), known)
             ) from error
         if first["type"] == "missing":
             raise UserError(f"缺少 {path} (missing key){more}", where, f"加上 {path} = …") from error
-        message = f"{path or '設定'} 的值不對 (bad value): {first['msg']}，收到 {str(first['input'])[:80]!r}{more}"
-        raise UserError(message, where, "用 twllm recipe show 看每個值的意思") from error
+        name = next((key for key, kind in SECTIONS.items() if kind is model), "")
+        place = ".".join(part for part in (name, *map(str, first["loc"][: 0 if name else 1])) if part)
+        raise UserError(
+            explain(first, path, more), where, f"twllm recipe keys {place} 列出每個鍵的意思 (what the keys mean)"
+        ) from error
 
 
 def _fields_at(model: type[BaseModel], loc: Sequence[int | str]) -> list[str]:
@@ -281,11 +296,9 @@ def _section_at(model: type[BaseModel], loc: Sequence[int | str]) -> type[BaseMo
             continue
         if (found := model.model_fields.get(part)) is None:
             return None
-        kinds = (found.annotation, *get_args(found.annotation))
-        inner = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
-        if not inner:
+        if (inner := section_of(found)) is None:
             return None
-        model = inner[0]
+        model = inner
     return model
 
 

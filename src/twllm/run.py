@@ -1,6 +1,5 @@
 """Run a recipe's stages into one folder, resume what was interrupted, and say what is done, stale, or missing."""
 
-import fcntl
 import json
 import os
 import resource
@@ -17,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from twllm import artifact
-from twllm.checks import check_recipe
+from twllm.checks import check_recipe, phases
 from twllm.errors import UserError, did_you_mean
 from twllm.recipe import Loaded, Recipe
 from twllm.stages import Context, Stage, build_stages
@@ -51,6 +50,11 @@ def run_recipe(loaded: Loaded, out: Path, machine: MachineConfig, until: str | N
         if until not in stages:
             raise UserError("沒有這個階段 (unknown stage)", f"--until {until}", did_you_mean(until, stages))
         wanted = wanted[: wanted.index(until) + 1]
+    if machine.context_parallel > 1:
+        from twllm.train.context import check_phase
+
+        for name, phase in phases(loaded.recipe):
+            check_phase(name, phase)
     if is_one_of_several():
         from twllm.train import distributed
 
@@ -174,18 +178,6 @@ def _differences(manifest: dict[str, Any], stage: Stage, stages: dict[str, Stage
     return found or ["設定變了 (configuration changed)"]
 
 
-def is_running(out: Path) -> bool:
-    """Whether a process holds the folder's lock."""
-    try:
-        with (out / ".lock").open() as stream:
-            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
-
-
 def run_status(out: Path) -> list[State]:
     """The state of every stage of the run in `out`, by the recipe it was started with (as the file says now, if it still exists).
 
@@ -202,7 +194,7 @@ def run_status(out: Path) -> list[State]:
             "執行紀錄壞了 (damaged run record)", out / RECIPE_FILE, "用同一份配方再跑一次 twllm run"
         ) from error
     stages = build_stages(loaded)
-    running = is_running(out)
+    running = artifact.is_running(out)
     return [_state(stage, stages, out, running) for stage in stages.values()]
 
 

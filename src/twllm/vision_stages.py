@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from twllm import data
 from twllm.artifact import hash_path
@@ -81,9 +81,14 @@ def _phase_stage(
         from twllm.train.picture_phase import begin_seeing, reopen_seeing, train_pictures
 
         model = c.inputs[start] if start else fetch(str(base.model), base.revision)
-        begun = begin_seeing(vision, model, c.inputs[encoder] if encoder else None) if first else reopen_seeing(model)
+
+        def begin() -> Any:
+            return (
+                begin_seeing(vision, model, c.inputs[encoder] if encoder else None) if first else reopen_seeing(model)
+            )
+
         datasets = [*([_drawn(c.inputs[PICTURES], FILES[name])] if drawn else []), *phase.datasets]
-        return train_pictures(name, phase, datasets, begun, c.out, c.work, c.machine)
+        return train_pictures(name, phase, datasets, begin(), c.out, c.work, c.machine, begin)
 
     needs = (*((start,) if start else ()), *((encoder,) if encoder else ()), *((PICTURES,) if drawn else ()))
     return Stage(name, needs, config, run, files)

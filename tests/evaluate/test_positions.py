@@ -58,3 +58,14 @@ def test_training_needles_are_not_the_tests(tmp_path: Path) -> None:
     assert len({row.messages[1]["content"] for row in rows}) == 40
     with pytest.raises(UserError, match="too short"):
         list(conversations(["字" * 500], 1, 20, 300, 1))
+
+
+def test_several_needles_a_text_are_all_in_it_and_all_asked_for() -> None:
+    for row in conversations(["一二三四五六七八九。" * 30], 5, 600, 700, 3, 12):
+        said = [message["content"] for message in row["messages"]]
+        questions, answers = said[::2], said[1::2]
+        assert len(set(questions)) == len(set(answers)) == 12
+        assert all(questions[0].count(answer) == 1 for answer in answers)
+        assert 600 <= len(questions[0]) <= 780
+    with pytest.raises(UserError, match="too short"):
+        list(conversations(["字" * 500], 1, 200, 300, 1, 12))

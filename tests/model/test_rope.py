@@ -86,6 +86,19 @@ def test_the_start_of_a_phase_takes_them(tiny_checkpoint: Path, tiny_tokenizer: 
         assert model.config.rope_parameters["rope_theta"] >= 10_000
 
 
+@pytest.mark.parametrize("type", KINDS)
+def test_two_rungs_are_one_of_both_factors(tiny_checkpoint: Path, tmp_path: Path, type: str) -> None:
+    for name in ("half", "rungs", "once"):
+        (tmp_path / name).mkdir()
+    extend_folder(tiny_checkpoint, rope(type, 2.0), tmp_path / "half")
+    extend_folder(tmp_path / "half", rope(type, 4.0), tmp_path / "rungs")
+    extend_folder(tiny_checkpoint, rope(type, 8.0), tmp_path / "once")
+    rungs, once = load(tmp_path / "rungs"), load(tmp_path / "once")
+    assert context_limit(rungs.config) == context_limit(once.config) == 2048
+    with torch.no_grad():
+        torch.testing.assert_close(rungs(LONG).logits, once(LONG).logits, rtol=1e-5, atol=1e-5)
+
+
 def test_what_cannot_be_extended_is_refused(tiny_checkpoint: Path) -> None:
     config = json.loads((tiny_checkpoint / "config.json").read_text())
     once = config | scaled(config, rope("linear"))

@@ -2,20 +2,30 @@
 
 import importlib.util
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from twllm.model.sizes import SIZES, Size
+from twllm.planning.commands import machine_file
 from twllm.planning.host import host_memory
 from twllm.planning.job import Adapter, Job
-from twllm.planning.memory import CACHED_LOGITS, GPU_HEAD_CHUNK, GPU_HEAD_LOGITS, HEAD_CHUNK, HEAD_LOGITS, step_memory
-from twllm.planning.search import HEADROOM, Model, Phase, best_of_each, fewest_gpus, options, pick
+from twllm.planning.memory import (
+    CACHED_LOGITS,
+    GPU_HEAD_CHUNK,
+    GPU_HEAD_LOGITS,
+    HEAD_CHUNK,
+    HEAD_LOGITS,
+    HEAD_PIECES,
+    step_memory,
+)
+from twllm.planning.search import HEADROOM, Model, Phase, best_of_each, cuts, fewest_gpus, options, pick, search
 from twllm.train.gpus import GPUS, find_gpu
 
 ROOT = Path(__file__).parents[2]
-BOUND = (0.88, 1.15)  # predicted ÷ measured; docs/plan.md has 108 rows
+BOUND = (0.88, 1.15)  # predicted ÷ measured; docs/plan.md has the rows
 SMALL = Size(256, 4, 4, 2, 704)
 
 
@@ -69,6 +79,7 @@ def test_chunks_are_those_of_the_loss() -> None:
 
     assert (HEAD_CHUNK, HEAD_LOGITS, CACHED_LOGITS) == (loss.CHUNK, loss.CHUNK_LOGITS, loss.CACHED_LOGITS)
     assert (GPU_HEAD_CHUNK, GPU_HEAD_LOGITS) == (loss.GPU_CHUNK, loss.GPU_CHUNK_LOGITS)
+    assert loss.PIECES == HEAD_PIECES
 
 
 def test_llama2_7b_takes_sixteen_bytes_a_parameter_and_what_a_step_adds() -> None:
@@ -99,6 +110,18 @@ def test_search_finds_what_fits_and_is_fastest() -> None:
     assert fewest_gpus(model, phases, card) == 2
     tiny = pick(options(Model(SIZES["tiny"], 4096), [Phase("sft", 10**6, 256, 4096)], card, 8), limit)
     assert tiny and tiny.kind == ("none", "none")
+
+
+def test_rows_are_shared_out_where_nothing_fits_otherwise_or_there_are_too_few() -> None:
+    card, model, long = GPUS["a100-40"], Model(SIZES["7b"], 32_000), Phase("sft", 10**8, 32_768, 16 * 32_768)
+    limit = card.memory_gib * HEADROOM
+    _, chosen = search(model, [long], card, 8, limit)
+    assert chosen and chosen.how.cut == 2 and chosen.gib < limit and chosen.how.micro_tokens < 32_768
+    assert "context_parallel = 2" in machine_file("a100-40", 8, chosen, "long")
+    assert pick(options(model, [long], card, 8), limit) is None
+    assert search(model, [replace(long, compares=True)], card, 8, limit)[1] is None
+    assert search(model, [replace(long, context=2048)], card, 8, limit)[1].how.cut == 1  # type: ignore[union-attr]
+    assert cuts([long], card, 32) == [2, 4, 8]
 
 
 def test_cards_are_found_by_their_short_name() -> None:

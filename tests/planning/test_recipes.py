@@ -49,6 +49,13 @@ def test_dry_run_needs_neither_data_nor_base_model(name: str, tmp_path: Path) ->
     assert not (tmp_path / "x").exists()
 
 
+def test_a_dry_run_says_that_this_computer_is_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("twllm.planning.commands.memory_here", lambda device: 4.0)
+    recipe, machine = ROOT / "recipes" / "qlora-1gpu.toml", ROOT / "machines" / "laptop.toml"
+    result = CliRunner().invoke(app, ["run", str(recipe), "--dry-run", "--machine", str(machine)])
+    assert "does not fit" in result.output and "4.0 GiB" in result.output and "twllm plan" in result.output
+
+
 def test_run_still_refuses_what_a_dry_run_only_lists() -> None:
     with pytest.raises(UserError, match="variable not set"):
         load_recipe(ROOT / "recipes" / "taiwan-llm-7b-v2.toml")
@@ -67,9 +74,10 @@ def test_plan_writes_a_machine_file_that_loads(tmp_path: Path) -> None:
     )
     assert result.exit_code == 0, result.output
     assert "chosen" in result.output and "放不下" in result.output and "元" in result.output
+    assert f"torchrun --nproc-per-node 8 -m twllm run {recipe} --machine {out}" in result.output
     machine = load_machine(out)
     assert (machine.gpu, machine.gpus) == ("h100", 8)
-    for arguments, says in ((["--gpus", "1", "--gpu", "4090"], "does not fit"), (["--gpus", "512"], "fewer rows")):
+    for arguments, says in ((["--gpus", "1", "--gpu", "4090"], "does not fit"), (["--gpus", "4096"], "fewer rows")):
         with pytest.raises(UserError, match=says):
             CliRunner().invoke(app, ["plan", recipe, *arguments], catch_exceptions=False)
     with pytest.raises(UserError, match="one card"):
@@ -87,11 +95,14 @@ def test_plan_for_scripts_and_eyes(tmp_path: Path) -> None:
     told = CliRunner().invoke(app, ["plan", recipe, "--gpus", "1", "--gpu", "4090", "--json"])
     found = json.loads(told.stdout)
     assert told.exit_code == 2 and not found["fits"] and found["chosen"] is None
-    assert [line.split("：")[0] for line in found["advice"]] == ["8 張這種卡 (8 GPUs)", "QLoRA"]
-    tight = ["--gpus", "8", "--gpu", "a100-40", "--memory-gib", "22", "--json", "--set", "feedback.enabled=false"]
-    assert any(
-        "context = " in line for line in json.loads(CliRunner().invoke(app, ["plan", recipe, *tight]).stdout)["advice"]
-    )
+    ways = ["16 張這種卡 (16 GPUs", "換成 --gpu h200（", "LoRA：", "QLoRA："]
+    assert [line.startswith(way) for line, way in zip(found["advice"], ways, strict=True)] == [True] * 4
+    qlora = str(ROOT / "recipes" / "qlora-1gpu.toml")
+    large = ["--set", "base.model=meta-llama/Llama-2-70b-hf", "--gpus", "1", "--json"]
+    told = CliRunner().invoke(app, ["plan", qlora, *large, "--gpu", "4090"])
+    assert json.loads(told.stdout)["advice"][0].startswith("換成 --gpu a100（")  # more cards would not help: quantised
+    tight = ["plan", str(ROOT / "recipes" / "1b.toml"), "--gpus", "1", "--gpu", "4090", "--json"]
+    assert any(line.startswith("context = ") for line in json.loads(CliRunner().invoke(app, tight).stdout)["advice"])
 
 
 def test_pictures_and_a_teacher_are_in_the_plan(tmp_path: Path, tiny_checkpoint: Path) -> None:
@@ -127,6 +138,8 @@ def test_a_context_beyond_the_model_is_refused() -> None:
         ("meta-llama/Llama-2-7b-hf", 6_738_415_616),
         ("meta-llama/Llama-2-13b-hf", 13_015_864_320),
         ("meta-llama/Meta-Llama-3-8B", 8_030_261_248),
+        ("meta-llama/Llama-2-70b-hf", 68_976_648_192),
+        ("meta-llama/Meta-Llama-3-70B", 70_553_706_496),
         ("meta-llama/Llama-3.2-1B", 1_235_814_400),
         ("meta-llama/Llama-3.2-3B", 3_212_749_824),
         ("TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T", 1_100_048_384),

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import yaml
 
+from twllm.model_commands import average_models
 from twllm.recipe import Recipe
 from twllm.release.card import carry_card, model_card
 from twllm.release.facts import ModelFacts, data_uses, facts_of_folder, facts_of_run
 from twllm.release.gate import reasons
+from twllm.train.alone import train_alone
 
 SCORES: dict[str, Any] = {"culture": {"score": 0.9, "n": 100}}
 
@@ -134,6 +136,31 @@ def test_what_a_base_was_made_of_goes_on(tmp_path: Path, tiny_checkpoint: Path) 
     assert [(use.name, use.use) for use in facts.uses] == [("qa.jsonl", "底模 base：sft"), ("own.jsonl", "sft")]
     assert not facts_of_folder(small).scores  # they were the other shape's
     assert {reason.kind for reason in reasons("apache-2.0", facts.base_license, facts.uses)} == {"non_commercial"}
+
+
+def test_training_and_a_mean_keep_what_a_model_is_made_of(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    """`twllm train` adds its data to the base's; `twllm model average` has the licences and data of all."""
+    base, rows = tmp_path / "base", tmp_path / "own.jsonl"
+    shutil.copytree(tiny_checkpoint, base)
+    released = replace(
+        facts_of_run(recipe({"path": "qa.jsonl", "license": "CC-BY-NC-4.0"}), tiny_checkpoint, SCORES), license="mit"
+    )
+    (base / "manifest.json").write_text(json.dumps({"metrics": {"card": released.to_row()}}))
+    said = [{"role": "user", "content": "一加一？"}, {"role": "assistant", "content": "二。"}]
+    rows.write_text(json.dumps({"messages": said, "license": "CC0-1.0"}) + "\n", encoding="utf-8")
+    machine = tmp_path / "machine.toml"
+    machine.write_text('threads = 1\nprecision = "fp32"\ntensorboard = false\n')
+    sets = ["context=128", "batch_tokens=128", "max_tokens=128"]
+    train_alone("sft", str(base), [str(rows)], tmp_path / "trained", sets, machine, None, "", 0)
+    facts = facts_of_folder(tmp_path / "trained")
+    assert (facts.license, facts.base_license, facts.name) == ("mit", "mit", "trained")
+    assert [(use.name, use.use) for use in facts.uses] == [("qa.jsonl", "底模 base：sft"), ("own.jsonl", "sft")]
+    assert facts.uses[1].licences == {"CC0-1.0": 1} and facts.settings[0][1].startswith("lr ")
+    assert "own.jsonl" in (tmp_path / "trained" / "README.md").read_text(encoding="utf-8")
+    average_models([str(base), str(tmp_path / "trained")], tmp_path / "mean")
+    mean = facts_of_folder(tmp_path / "mean")
+    assert len(mean.uses) == 3 and mean.base == f"{released.name}、trained" and mean.license == "mit"
+    assert {reason.kind for reason in reasons("mit", mean.base_license, mean.uses)} == {"non_commercial"}
 
 
 def test_a_foreign_folder_keeps_its_card(tmp_path: Path, tiny_checkpoint: Path) -> None:

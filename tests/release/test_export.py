@@ -65,6 +65,20 @@ def test_hf_folder_opens_and_is_equal(model: Path, tmp_path: Path, tiny_tokenize
     assert again.license == "apache-2.0" and again.name == "島語"
 
 
+def test_bf16_is_half_the_size_and_each_number_rounded_once(model: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    export(str(model), tmp_path / "out", Export(formats=("bf16",)))
+    there, here = (AutoModelForCausalLM.from_pretrained(folder) for folder in (model, tmp_path / "out"))
+    for name, tensor in there.state_dict().items():
+        assert torch.equal(here.state_dict()[name], tensor.to(torch.bfloat16))
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (model, tmp_path / "out")]
+    assert (
+        sizes[1] < 0.52 * sizes[0] and json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
+    )
+    assert "license: apache-2.0" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+
+
 def test_all_engines_open_it(model: Path, tmp_path: Path) -> None:
     from twllm.serve.engines.interface import Sampling
     from twllm.serve.engines.torch.engine import TorchEngine

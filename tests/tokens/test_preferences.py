@@ -9,7 +9,7 @@ import pytest
 
 from twllm.errors import UserError
 from twllm.tokens.config import DatasetConfig
-from twllm.tokens.preferences import LABELS, Answer, pair_up, read_preferences, tokenize_preferences
+from twllm.tokens.preferences import LABELS, Answer, Pair, pair_up, read_preferences, tokenize_preferences
 from twllm.tokens.shards import TokenShard
 from twllm.tokens.tokenizer import ChatTokenizer
 
@@ -47,6 +47,36 @@ def test_the_loss_covers_the_completion_and_no_earlier_answer(tiny_tokenizer: Ch
     assert rejected == "首都"
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "玉山多高？", "chosen": [HISTORY[2], *said("三千")], "rejected": [HISTORY[2], *said("九百")]},
+        {"chosen": [HISTORY[2], *said("三千")], "rejected": [HISTORY[2], *said("九百")]},
+        {"conversations": [{"from": "human", "value": "玉山多高？"}], "chosen": {"from": "gpt", "value": "三千"},
+         "rejected": {"from": "gpt", "value": "九百"}},
+        {"instruction": "玉山多高？", "input": "", "chosen": "三千", "rejected": "九百"},
+        {"question": "玉山多高？", "chosen": "三千", "rejected": "九百"},
+    ],
+    ids=["prompt-in-the-answers", "no-prompt", "sharegpt", "alpaca", "question"],
+)  # fmt: skip
+def test_pairs_of_other_trainers_files_are_the_same_pair(row: dict[str, Any], tmp_path: Path) -> None:
+    (pair,), _ = read_preferences(dataset(tmp_path, row), "dpo")
+    assert isinstance(pair, Pair)
+    assert (pair.prompt, pair.chosen, pair.rejected) == ((HISTORY[2],), tuple(said("三千")), tuple(said("九百")))
+
+
+def test_the_shared_beginning_of_two_conversations_is_what_was_asked(tmp_path: Path) -> None:
+    system = {"role": "system", "content": "你是助理。"}
+    row = {"system": "你是助理。", "instruction": "玉山多高？", "history": [["你好", "你好，我是人工智慧助理。"]]}
+    (one,), _ = read_preferences(dataset(tmp_path, {**row, "chosen": "三千", "rejected": "九百"}), "dpo")
+    whole = {key: [system, *HISTORY, *said(text)] for key, text in (("chosen", "三千"), ("rejected", "九百"))}
+    (other,), _ = read_preferences(dataset(tmp_path, whole), "dpo")
+    assert isinstance(one, Pair) and isinstance(other, Pair) and one.prompt == other.prompt == (system, *HISTORY)
+    labelled = {"messages": [*HISTORY, *said("三千")], "label": False}
+    (answer,), _ = read_preferences(dataset(tmp_path, labelled), "kto")
+    assert isinstance(answer, Answer) and (answer.prompt, answer.label) == (tuple(HISTORY), -1)
+
+
 def test_kto_rows_bring_a_mismatched_completion_and_labels(tiny_tokenizer: ChatTokenizer, tmp_path: Path) -> None:
     rows = dataset(
         tmp_path,
@@ -75,6 +105,8 @@ def test_pairs_are_made_of_one_prompt_and_not_too_many() -> None:
         ([{"prompt": "a", "chosen": "b", "rejected": "c"}], "kto", "made for dpo"),
         ([{"prompt": "a", "completion": "b", "label": True}], "dpo", "made for kto"),
         ([{"prompt": "a", "chosen": "b"}], "dpo", "bad row"),
+        ([{"prompt": "a", "chosen": [HISTORY[0], *said("b")], "rejected": "c"}], "dpo", "must begin with assistant"),
+        ([{"chosen": "b", "rejected": "c"}], "dpo", "missing"),
         ([{"prompt": [], "completion": "b", "label": True}], "kto", "bad row"),
         ([{"prompt": "a", "completion": [{"role": "user", "content": "b"}], "label": True}], "kto", "bad row"),
         ([{"prompt": "a", "completion": "b", "label": True, "license": ""}], "kto", "no licence"),

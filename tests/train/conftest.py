@@ -31,14 +31,15 @@ def make_trainer(tiny_checkpoint: Path, shard: TokenShard) -> Callable[..., Trai
         checkpoint_every_s: float = 1e9,
         micro_batch_tokens: int = 8192,
         precision: str = "fp32",
+        threads: int = 1,
         **settings: object,
     ) -> Trainer:
         config = SftConfig.model_validate(
-            {"lr": 1e-2, "epochs": 4, "batch_tokens": 128, "context": 64, "seed": 5, **settings}
+            {"lr": 1e-2, "epochs": 4, "batch_tokens": 128, "context": 64, "seed": 5, "held_out": 0.5, **settings}
         )
         machine = MachineConfig.model_validate(
             {
-                "threads": 1,
+                "threads": threads,
                 "precision": precision,
                 "checkpoint_every_s": checkpoint_every_s,
                 "micro_batch_tokens": micro_batch_tokens,

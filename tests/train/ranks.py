@@ -56,7 +56,7 @@ def start_ranks(job: Callable[..., Any], count: int, folder: Path, **settings: A
     return found
 
 
-def collect(ranks: list[tuple[Any, Any]], timeout_s: float = 60) -> list[tuple[str, Any]]:
+def collect(ranks: list[tuple[Any, Any]], timeout_s: float = 240) -> list[tuple[str, Any]]:
     """What each said: ("ok", result), ("error", what a person reads), ("crash", a trace), ("gone", None)."""
     found = []
     for process, pipe in ranks:

@@ -18,6 +18,7 @@ from twllm.model.build import load, weights_fingerprint
 from twllm.tokens.shards import TokenShard, write_shard
 from twllm.train import attention, buckets, execution
 from twllm.train.config import MachineConfig
+from twllm.train.context import chunk_size, cut
 from twllm.train.data import Batch, PackedData
 from twllm.train.execution import attention_form, prepare
 from twllm.train.fused import Fused, can_fuse
@@ -235,6 +236,60 @@ def test_varlen_is_the_same_sum(tiny_checkpoint: Path, batch: Batch, expected: A
     assert loss == pytest.approx(expected[0], rel=0.01)
     for name, gradient in expected[1].items():
         assert (gradients[name] - gradient).norm() < 0.05 * gradient.norm(), name
+
+
+def test_a_row_is_shared_out_without_rest(batch: Batch) -> None:
+    """Every token has one owner, every part of a document knows which one it is of."""
+    size, seen = 5, dict[int, list[int]]()
+    for rank in range(size):
+        part = cut(batch, rank, size, None)
+        assert part.ids.shape == (len(batch.ids), 2 * chunk_size(SHAPE[1], size)) and part.cut
+        for document, (row, start, length) in zip(part.documents, part.pieces, strict=True):
+            seen.setdefault(document, []).extend(part.ids[row, start : start + length].tolist())
+            assert len(set(part.document[row, start : start + length].tolist())) == 1
+    whole = {
+        document: batch.ids[row, start : start + length].tolist()
+        for document, (row, start, length) in zip(batch.documents, batch.pieces, strict=True)
+    }
+    assert {document: sorted(ids) for document, ids in seen.items()} == {d: sorted(ids) for d, ids in whole.items()}
+    parts = [cut(batch, rank, size, None) for rank in range(size)]
+    assert sum(int((part.labels >= 0).sum()) for part in parts) == int((batch.labels >= 0).sum())
+
+
+def in_parts(batch: Batch, size: int, form: str, parts: list[Tensor], scale: float) -> Tensor:
+    """(B, T, H, E): rows shared out among `size` processes, one after the other in this one; query (B, H, T, E), key and value (B, K, T, E)."""
+    B, T = batch.ids.shape
+    C = chunk_size(T, size)
+    columns = [[*range(r * C, r * C + C), *range((2 * size - 1 - r) * C, (2 * size - r) * C)] for r in range(size)]
+    q, *whole = (F.pad(part, (0, 0, 0, 2 * size * C - T)) for part in parts)
+    mine = [[part[:, :, at] for part in whole] for at in columns]
+    told = [torch.cat([x.transpose(1, 2).flatten(0, 1) for x in of]) for of in zip(*mine, strict=True)]
+    found = q.new_zeros(B, 2 * size * C, *q.shape[1::2])
+    attend = {"each": attention.attend_each, "varlen": attention.attend_varlen}[form]
+    for rank, at in enumerate(columns):
+        layout = attention.VarlenLayout(cut(batch, rank, size, told))
+        found[:, at] = attend(torch.nn.Identity(), q[:, :, at], *mine[rank], None, scale, varlen=layout)[0]
+    return found[:, :T]
+
+
+@pytest.mark.filterwarnings("ignore")  # an operator of torch's is given a second home
+@pytest.mark.parametrize(("form", "size"), [("each", 2), ("each", 5), ("varlen", 2), ("varlen", 4)])
+def test_rows_shared_out_are_the_same_sum(
+    batch: Batch, flash: None, monkeypatch: pytest.MonkeyPatch, form: str, size: int
+) -> None:
+    monkeypatch.setattr(attention, "gather_keys", lambda key, value, told: told)
+    torch.manual_seed(0)
+    B, T = batch.ids.shape
+    parts = [torch.randn(B, heads, T, 8, requires_grad=True) for heads in (4, 2, 2)]
+    found = in_parts(batch, size, form, parts, 0.3)[batch.document >= 0]
+    exact = F.scaled_dot_product_attention(*parts, attention.document_mask(batch.document), scale=0.3, enable_gqa=True)
+    wanted = exact.transpose(1, 2)[batch.document >= 0]
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+    weights = torch.randn_like(found)
+    for mine, theirs in zip(
+        torch.autograd.grad(found, parts, weights), torch.autograd.grad(wanted, parts, weights), strict=True
+    ):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=2e-6)
 
 
 @pytest.mark.filterwarnings("ignore")  # torch.compile warns about itself

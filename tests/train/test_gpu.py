@@ -12,14 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from tests.train.test_execution import in_parts
 from tests.train.test_loop import run_and_kill
 from twllm.model.build import load, save
 from twllm.tokens.shards import TokenShard, write_shard
 from twllm.tokens.tokenizer import ChatTokenizer
-from twllm.train.attention import IMPLEMENTATIONS
+from twllm.train import attention
+from twllm.train.attention import IMPLEMENTATIONS, document_mask
 from twllm.train.config import MachineConfig, SftConfig
 from twllm.train.data import Batch, PackedData
 from twllm.train.execution import prepare
@@ -112,6 +115,26 @@ def test_attention_is_the_same_sum(
     model.set_attn_implementation(IMPLEMENTATIONS[form])
     found = result(model, batch, Machine(DEVICE, precision, 1, False, form))
     close(found, plain(checkpoint, batch), loss, gradient)
+
+
+@needs_kernels
+def test_rows_shared_out_are_the_same_sum(data: PackedData, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FlashAttention with more keys than queries, as each of several processes calls it."""
+    monkeypatch.setattr(attention, "gather_keys", lambda key, value, told: told)
+    batch = data.batch(data.epoch_rows(0)[: SHAPE[0]])
+    torch.manual_seed(0)
+    exact = [torch.randn(SHAPE[0], heads, SHAPE[1], 32).bfloat16().float().requires_grad_() for heads in (4, 2, 2)]
+    parts = [part.detach().to(DEVICE, torch.bfloat16).requires_grad_() for part in exact]
+    valid = batch.document >= 0
+    found = in_parts(batch.to(torch.device(DEVICE)), 4, "varlen", parts, 0.2)[valid.to(DEVICE)]
+    mask = document_mask(batch.document)
+    wanted = F.scaled_dot_product_attention(*exact, mask, scale=0.2, enable_gqa=True).transpose(1, 2)[valid]
+    weights = torch.randn(wanted.shape).bfloat16()
+    gradients = torch.autograd.grad(found, parts, weights.to(DEVICE))
+    for mine, theirs in zip(
+        (found, *gradients), (wanted, *torch.autograd.grad(wanted, exact, weights.float())), strict=True
+    ):
+        assert float((mine.float().cpu() - theirs).norm() / theirs.norm()) < 0.02
 
 
 @pytest.mark.parametrize("offload", [pytest.param(True, marks=needs_kernels), False])

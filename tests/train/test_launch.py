@@ -11,7 +11,8 @@ from tests.conftest import SENTENCES
 from tests.train.ranks import free_port
 from twllm.errors import UserError
 from twllm.recipe import load_machine
-from twllm.train.config import MachineConfig, SftConfig
+from twllm.train.config import FeedbackConfig, MachineConfig, SftConfig
+from twllm.train.context import check_phase
 from twllm.train.distributed import check_gpus, launched
 from twllm.train.launch import as_deepspeed, slurm
 from twllm.train.ledger import tell
@@ -100,6 +101,13 @@ def test_deepspeed_takes_the_recipes_numbers() -> None:
     )
     with pytest.raises(UserError, match="64 列"):
         as_deepspeed(phase, load_machine(None), 48)
+    with pytest.raises(UserError, match="context_parallel"):
+        as_deepspeed(phase, MachineConfig(context_parallel=2), 8)
+    with pytest.raises(ValueError, match="not together"):
+        MachineConfig(context_parallel=2, tensor_parallel=2)
+    for refused in (SftConfig(neftune_alpha=5.0), FeedbackConfig(method="dpo")):
+        with pytest.raises(UserError, match="no context parallel"):
+            check_phase("a phase", refused)
 
 
 def test_a_wrong_launch_is_told() -> None:

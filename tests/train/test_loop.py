@@ -11,6 +11,7 @@ import torch
 from twllm.errors import UserError
 from twllm.model.build import weights_fingerprint
 from twllm.train.config import OptimConfig
+from twllm.train.data import Batch
 from twllm.train.loop import Trainer
 from twllm.train.optim import learning_rate
 from twllm.train.plots import plot_loss
@@ -74,8 +75,27 @@ def test_only_the_newest_state_is_kept_and_it_belongs_to_its_run(make_trainer: M
     run_and_kill(make_trainer(tmp_path / "w", checkpoint_every_s=1e-9), 4)
     assert [p.name for p in list_states(tmp_path / "w" / "states")] == ["step-00000004"]
     assert not list((tmp_path / "w" / "states" / "step-00000004").glob("*.p*"))  # safetensors and JSON, no pickle
-    with pytest.raises(UserError, match="config"):
+    with pytest.raises(UserError, match=r"config.lr 0.01 → 0.001"):
         make_trainer(tmp_path / "w", lr=1e-3).run()
+
+
+def test_other_cores_go_on_with_a_state_other_numbers_do_not(
+    make_trainer: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_and_kill(make_trainer(tmp_path / "w", checkpoint_every_s=1e-9, max_tokens=768), 4)
+    with pytest.raises(UserError, match=r"machine.precision fp32 → bf16"):
+        make_trainer(tmp_path / "w", precision="bf16", max_tokens=768).run()
+    assert make_trainer(tmp_path / "w", threads=2, max_tokens=768).run()["resumed_at"] == 4
+    assert "machine.threads 1 → 2" in capsys.readouterr().err
+
+
+def test_a_model_with_nan_in_it_is_named_and_no_document(make_trainer: Make, tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path / "w")
+    with torch.no_grad():
+        trainer.model.get_input_embeddings().weight[:] = float("nan")
+    with pytest.raises(UserError, match="embed_tokens") as error:
+        trainer.run()
+    assert "文件" not in error.value.where
 
 
 def test_accumulation_changes_nothing(make_trainer: Make, tmp_path: Path) -> None:
@@ -88,9 +108,15 @@ def test_accumulation_changes_nothing(make_trainer: Make, tmp_path: Path) -> Non
 def test_a_loss_that_is_not_finite_stops_before_the_step(make_trainer: Make, tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path / "w")
     run_rows = trainer.data.rows(0, 2)
-    with torch.no_grad():  # poison one token that only some documents of the first step hold
-        first = trainer.data.batch(run_rows).ids[0, 0]
-        trainer.model.get_input_embeddings().weight[first] = float("nan")
+    first, ordinary = (
+        trainer.data.batch(run_rows).ids[0, 0],
+        trainer.objective.loss,
+    )  # only some documents hold that token
+
+    def loss(batch: Batch) -> torch.Tensor:
+        return ordinary(batch) * (float("nan") if bool((batch.ids == first).any()) else 1.0)
+
+    trainer.objective.loss = loss  # type: ignore[method-assign]
     before = weights_fingerprint(trainer.model.state_dict())
     with pytest.raises(UserError, match="第 1 步") as error:
         trainer.run()

@@ -19,7 +19,7 @@ from twllm.train.config import FeedbackConfig, MachineConfig, OptimConfig, SftCo
 from twllm.train.data import PackedData
 from twllm.train.launch import as_deepspeed
 from twllm.train.loop import Trainer
-from twllm.train.optim import build_optimizer
+from twllm.train.muon import Muon
 from twllm.train.phase import train_phase
 
 Make = Callable[..., Trainer]
@@ -322,6 +322,24 @@ def test_muon_turns_every_direction_of_a_matrix_alike_and_leaves_the_tables_to_a
     assert matrices == 7 * len(trainer.model.get_decoder().layers)
 
 
+def test_muon_of_many_matrices_at_once_is_torchs_own_bit_for_bit() -> None:
+    torch.manual_seed(0)
+    shapes = [(32, 32), (32, 32), (48, 32), (32, 48), (32, 48)]
+    start, ways = [torch.randn(shape) for shape in shapes], (torch.optim.Muon, Muon)
+    found = {way: [torch.nn.Parameter(matrix.clone()) for matrix in start] for way in ways}
+    settings: dict[str, Any] = {"lr": 0.01, "adjust_lr_fn": "match_rms_adamw", "weight_decay": 0.1}
+    optimizers = [way(matrices, **settings) for way, matrices in found.items()]
+    for _ in range(3):
+        gradients = [torch.randn(shape) for shape in shapes]
+        for matrices, optimizer in zip(found.values(), optimizers, strict=True):
+            for matrix, gradient in zip(matrices, gradients, strict=True):
+                matrix.grad = gradient.clone()
+            optimizer.step()
+    theirs, ours = found.values()
+    assert all(torch.equal(a, b) for a, b in zip(theirs, ours, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(ours, start, strict=True))
+
+
 def test_muon_learns_and_resumes_bit_for_bit(make_trainer: Make, tmp_path: Path) -> None:
     more = {"optimizer": "muon", "lr_factors": {"mlp": 0.5}, "epochs": 2}
     whole = make_trainer(tmp_path / "whole", **more)
@@ -332,16 +350,10 @@ def test_muon_learns_and_resumes_bit_for_bit(make_trainer: Make, tmp_path: Path)
     assert resumed.run()["resumed_at"] == 7 and weights(resumed) == weights(whole)
 
 
-def test_muon_is_refused_where_it_would_be_wrong(
-    make_trainer: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_muon_is_refused_where_it_would_be_wrong(make_trainer: Make, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="adapters"):
         OptimConfig(optimizer="muon", lora=LORA)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="only AdamW"):
         as_deepspeed(OptimConfig(optimizer="muon"), MachineConfig(), 1)
     with pytest.raises(UserError, match="no matrix for Muon"):
         make_trainer(tmp_path / "a", optimizer="muon", freeze=("layers",))
-    trainer = make_trainer(tmp_path / "b")
-    monkeypatch.setattr("twllm.train.distributed.count", lambda: 2)
-    with pytest.raises(UserError, match="one process"):
-        build_optimizer(trainer.model, OptimConfig(optimizer="muon"))

@@ -8,13 +8,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from tests.train.rank_work import Case, train, train_all, write_data
 from tests.train.ranks import collect, run_ranks, start_ranks
 from twllm.tokens.tokenizer import ChatTokenizer
 from twllm.train.ledger import NAME, blocks
+from twllm.train.muon import Muon
+from twllm.train.parallel import full
 
-FULL, OFTEN = {"sharding": "full"}, {"checkpoint_every_s": 1e-9}
+FULL, ROWS, OFTEN = {"sharding": "full"}, {"context_parallel": 2}, {"checkpoint_every_s": 1e-9}
+MUON = {"optimizer": "muon", "lr": 1e-3}
 TWO = (
     Case("copies"),
     Case("as ZeRO-2", machine={"sharding": "optimizer"}),
@@ -26,16 +32,25 @@ TWO = (
     Case("kto", "kto", machine={"sharding": "optimizer"}),
     Case("teacher", settings={"teacher": {"model": "teacher"}}, machine=FULL),
     Case("experts", model="moe", machine=FULL),
-    Case("best of averages", settings={"ema_decay": 0.9, "eval_every": 2, "patience": 9, "keep": "best"}, machine=FULL),
+    Case(
+        "best of averages",
+        settings={"ema_decay": 0.9, "eval_every": 2, "patience": 9, "keep": "best", "held_out": 0.1},
+        machine=FULL,
+    ),
     Case("noise", settings={"neftune_alpha": 5.0}, machine=FULL),
     Case("parts", settings={"freeze": ["embed_tokens"], "lr_factors": {"layers.0": 0.5}}, machine=FULL),
     Case("forgetting", settings={"forgetting": {"texts": ["twllm:no_harm"], "max_chars": 2000}}, machine=FULL),
     Case("by halves", machine={**FULL, "checkpointing": "selective"}),
+    Case("rows shared out", machine=ROWS),
+    Case("texts' rows", "pretrain", machine={**ROWS, **FULL, "checkpointing": "full"}),
+    Case("muon", settings=MUON, machine=FULL),
 )
 FOUR = (
     Case("copies of two", machine={"sharding": "full", "shard_ranks": 2}),
     Case("dpo", "dpo", machine=FULL),
     Case("two by two", machine={"sharding": "full", "tensor_parallel": 2}),
+    Case("rows by two", machine={**FULL, **ROWS}),
+    Case("rows by four", "pretrain", machine={"context_parallel": 4}),
 )
 LORA = (
     Case("lora", settings={"lora": {"r": 4}}, machine=FULL),
@@ -92,6 +107,19 @@ def test_adapters_are_learned_alike(folder: Path) -> None:
     compare(folder, LORA, 2)
 
 
+def test_bf16_is_rounded_alike(folder: Path) -> None:
+    """The first step of one process and of two: what is left is the order of sums."""
+    pytest.importorskip("peft")
+    low = {"precision": "bf16"}
+    jobs = [
+        (Case(name, settings=more, machine=low), name, 1) for name, more in (("all", {}), ("lora", LORA[0].settings))
+    ]
+    alone = train_all(folder, jobs)
+    shared = [(replace(case, machine={**low, **FULL}), f"{name}-2", 1) for case, name, _ in jobs]
+    for one, two in zip(alone, run_ranks(train_all, 2, folder, jobs=shared)[0], strict=True):
+        np.testing.assert_allclose(one["losses"], two["losses"], rtol=3e-5)
+
+
 def refused(folder: Path, case: Case) -> str:
     """What every process is told."""
     found = collect(start_ranks(train, 2, folder, case=case, work=case.name))
@@ -101,20 +129,25 @@ def refused(folder: Path, case: Case) -> str:
 
 @pytest.mark.parametrize(
     ("case", "words"),
-    [(Case("experts", model="moe", machine={"tensor_parallel": 2}), "tensor")],
-    ids=["experts"],
+    [
+        (Case("experts", model="moe", machine={"tensor_parallel": 2}), "tensor parallel"),
+        (Case("muon", settings=MUON, machine={"tensor_parallel": 2}), "no Muon with tensor parallel"),
+    ],
+    ids=["experts", "muon"],
 )
 def test_what_would_be_wrong_is_refused(folder: Path, case: Case, words: str) -> None:
     assert words in refused(folder, case)
 
 
-def test_states_go_on_from_2_to_1_to_4_processes(folder: Path) -> None:
-    settings = {"ema_decay": 0.9}
-    every = Case("often", settings=settings, machine={**OFTEN, **FULL})
+@pytest.mark.parametrize(("settings", "layout"), [({"ema_decay": 0.9}, FULL), (MUON, {**FULL, **ROWS})])
+def test_states_go_on_from_2_to_1_to_4_processes(
+    folder: Path, settings: dict[str, Any], layout: dict[str, Any]
+) -> None:
+    every = Case("often", settings=settings, machine={**OFTEN, **layout})
     alone = Case("often", settings=settings, machine=OFTEN)
     whole = train(folder, alone, "whole")
     first = run_ranks(train, 2, folder, case=every, work="w", stop=3)[0]
-    second = train(folder, every, "w", stop=5)
+    second = train(folder, alone, "w", stop=5)
     third = run_ranks(train, 4, folder, case=every, work="w")[0]
     assert third["metrics"]["resumed_at"] == 5
     losses = first["losses"] + second["losses"] + third["losses"]
@@ -122,6 +155,40 @@ def test_states_go_on_from_2_to_1_to_4_processes(folder: Path) -> None:
     steps = [step for step, _, _ in blocks(folder / "w" / NAME)]
     assert steps == list(range(1, len(losses) + 1))
     assert not [p for p in (folder / "w" / "states").iterdir() if not p.name.startswith("step-")]
+
+
+SHAPES = (((4, 1), 16), ((2, 2), 24), ((1, 4), 6))  # (copies, parts) of matrices of so many rows
+
+
+def turn(folder: Path) -> list[list[np.ndarray[Any, Any]]]:
+    """For each of SHAPES, five matrices after three steps of Muon."""
+    return [
+        turned(init_device_mesh("cpu", shape, mesh_dim_names=("replicate", "shard")), rows) for shape, rows in SHAPES
+    ]
+
+
+def turned(mesh: DeviceMesh | None, rows: int) -> list[np.ndarray[Any, Any]]:
+    """Ours of matrices that are spread over a mesh; torch's without one."""
+
+    def spread(whole: torch.Tensor) -> torch.Tensor:
+        return distribute_tensor(whole, mesh, [Replicate(), Shard(0)]) if mesh else whole
+
+    torch.manual_seed(0)
+    found = [torch.nn.Parameter(spread(torch.randn(rows, 16))) for _ in range(5)]
+    settings: dict[str, Any] = {"lr": 0.01, "adjust_lr_fn": "match_rms_adamw", "weight_decay": 0.1}
+    optimizer = (Muon if mesh else torch.optim.Muon)(found, **settings)
+    for _ in range(3):
+        for matrix in found:
+            matrix.grad = spread(torch.randn(rows, 16))
+        optimizer.step()
+    return [full(matrix.detach()).numpy() for matrix in found]
+
+
+def test_muon_of_matrices_in_parts_is_torchs_own_bit_for_bit(folder: Path) -> None:
+    wanted = [turned(None, rows) for _, rows in SHAPES]
+    for found in run_ranks(turn, 4, folder):
+        for mine, theirs in zip(found, wanted, strict=True):
+            assert all(np.array_equal(a, b) for a, b in zip(mine, theirs, strict=True))
 
 
 def test_a_killed_process_ends_the_others_with_words(folder: Path) -> None:

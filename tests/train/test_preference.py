@@ -304,7 +304,13 @@ def test_a_prompt_that_all_share_keeps_its_first_answer_token(tiny_checkpoint: P
 
 
 @pytest.mark.parametrize(
-    "settings", [{"method": "sft-positive", "beta": 0.2}, {"method": "dpo", "desirable_weight": 2.0}]
+    "settings",
+    [
+        {"method": "sft-positive", "beta": 0.2},
+        {"method": "dpo", "desirable_weight": 2.0},
+        {"method": "kto", "sft_weight": 1.0},
+        {"method": "dpo", "dpo_loss": "ipo", "label_smoothing": 0.1},
+    ],
 )
 def test_settings_that_would_be_ignored_are_refused(settings: dict[str, Any]) -> None:
     from twllm.recipe import validate

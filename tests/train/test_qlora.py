@@ -47,6 +47,21 @@ def test_layers_are_four_bits_and_the_run_resumes(make_trainer: Make, tmp_path: 
 
 
 @QUIET
+def test_in_bf16_a_four_bit_layer_gives_bf16(make_trainer: Make, tmp_path: Path) -> None:
+    """It gives what it is given, and the norms give fp32: twice the activations, and nothing that FlashAttention takes."""
+    pytest.importorskip("bitsandbytes")
+    found, losses = set(), []
+    for precision in ("bf16", "fp32"):
+        trainer = make_trainer(tmp_path / precision, lora=NF4, precision=precision)
+        layer: Any = trainer.model.model.layers[0]
+        for part in (layer.self_attn.v_proj, layer.mlp.gate_proj, layer.mlp.up_proj):
+            part.register_forward_hook(lambda module, inputs, output, p=precision: found.add((p, output.dtype)))
+        losses.append([trainer.train_step(step)["loss"] for step in range(3)])
+    assert found == {("bf16", torch.bfloat16), ("fp32", torch.float32)}
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+
+
+@QUIET
 def test_the_merge_is_in_full_precision(
     tiny_checkpoint: Path, tiny_tokenizer: ChatTokenizer, shard: TokenShard, tmp_path: Path
 ) -> None:

@@ -16,11 +16,12 @@ from twllm.errors import UserError
 from twllm.model.build import load, weights_fingerprint
 from twllm.tokens.shards import TokenShard, write_shard
 from twllm.tokens.tokenizer import ChatTokenizer
-from twllm.train.alarms import SpikeDetector, guilty, robust_z
+from twllm.train.alarms import SpikeDetector, at_fault, document_losses
 from twllm.train.config import MachineConfig, PretrainConfig
 from twllm.train.data import PackedData
 from twllm.train.live import View, clock, draw, facts_line, sparkline
 from twllm.train.loop import Trainer
+from twllm.train.objective import TokenObjective
 from twllm.train.observer import Observer, keep_logs, model_flops_per_token
 from twllm.train.plots import plot_training
 from twllm.train.rows import read_rows
@@ -42,7 +43,9 @@ def pattern_documents(count: int) -> list[tuple[str, list[int], None]]:
 def make(tiny_checkpoint: Path, tmp_path: Path) -> Make:
     """A trainer with an observer on learnable documents; `bad` puts noise in as the last one."""
 
-    def build(name: str, bad: bool = False, watch: dict[str, object] | None = None, steps: int = 60) -> Trainer:
+    def build(
+        name: str, bad: bool = False, watch: dict[str, object] | None = None, steps: int = 60, noise: bool = False
+    ) -> Trainer:
         documents = pattern_documents(200)
         if bad:
             documents[150] = ("壞文件", np.random.default_rng(9).integers(60, 300, 60).tolist(), None)
@@ -50,7 +53,13 @@ def make(tiny_checkpoint: Path, tmp_path: Path) -> Make:
         if not folder.exists():
             write_shard(folder, documents, 300)
         config = PretrainConfig(lr=5e-3, batch_tokens=256, context=64, max_tokens=256 * steps, epochs=3, seed=5)
-        data = PackedData([TokenShard(folder)], [1.0], 64, 5)
+        shards = [TokenShard(folder)]
+        if noise:
+            rng = np.random.default_rng(8)
+            texts = [(f"雜訊{i}", rng.integers(60, 300, 50).tolist(), None) for i in range(200)]
+            write_shard(tmp_path / "noise", texts, 300)
+            shards.append(TokenShard(tmp_path / "noise"))
+        data = PackedData(shards, [1.0] * len(shards), 64, 5)
         trainer = Trainer("pretrain", load(tiny_checkpoint), data, config, MACHINE, tmp_path / name)
         tokenizer = ChatTokenizer.load(tiny_checkpoint)
         settings = WatchConfig.model_validate(watch or {})
@@ -111,20 +120,141 @@ def test_resume_cuts_what_was_lost(make: Make, tmp_path: Path) -> None:
     assert list(trainer.observer.detector.losses) == [2.0] * 5
 
 
+def test_a_learning_rate_that_is_too_high_blames_no_document(make: Make, tmp_path: Path) -> None:
+    trainer = make("blown", steps=32)
+    usual = trainer.rate
+    trainer.rate = lambda step: usual(step) if step < 25 else 1.0
+    trainer.run()
+    alarms = read_rows(tmp_path / "blown" / "alarms.jsonl")
+    assert alarms and alarms[0]["step"] > 26 and 2 * alarms[0]["odd"] > alarms[0]["of"]
+    assert "learning rate" in at_fault(alarms[0])
+    assert len({json.dumps(alarm) for alarm in alarms}) == len(alarms)  # each is written once
+
+
 def test_scores() -> None:
     detector = SpikeDetector(8.0)
-    detector.remember([9.0] * 19, 1.0)
-    assert detector.score([100.0], 1.0) == (0.0, 0.0)  # not enough is known
+    detector.remember([9.0] * 19, [(0, 3.0, 5)] * 63)
+    assert detector.score([100.0]) == 0 and not detector.odd([(1, 100.0, 5)])  # not enough is known
     rng = np.random.default_rng(1)
     falling = SpikeDetector(8.0)
     for step in range(400):  # a loss that falls fast and swings by a tenth never jumps
-        losses = [(2 + 6 * np.exp(-step / 40)) * (1 + 0.1 * rng.standard_normal()) for _ in range(2)]
-        norm = float(np.exp(0.4 * rng.standard_normal()))
-        assert not falling.jumps(falling.score(losses, norm))
-        falling.remember(losses, norm)
-    assert falling.jumps(falling.score([2.0, 9.0], 1.0)) and not falling.jumps(falling.score([0.1, 0.2], 1e-9))
-    assert robust_z(3.0, [3.0, 3.0]) == 0
-    assert guilty([(1, 9.0, 30), (2, 3.0, 30)], [3.0, 3.1, 2.9, 3.0]) == [(1, 9.0, 30)]
+        usual = 2 + 6 * np.exp(-step / 40)
+        losses = [usual * (1 + 0.1 * rng.standard_normal()) for _ in range(2)]
+        documents = [(n, usual * (1 + 0.1 * rng.standard_normal()), 30) for n in range(8)]
+        assert falling.score(losses) < 8 and not falling.odd(documents)
+        falling.remember(losses, documents)
+    assert falling.score([2.0, 9.0]) > 8 > falling.score([0.1, 0.2])
+    assert falling.odd([(1, 9.0, 30), (2, 2.1, 30), (3, 11.0, 5)]) == [(3, 11.0, 5), (1, 9.0, 30)]
+    for _ in range(20):  # a few bad ones do not hide the next
+        falling.remember([2.0], [(n, 2.0, 30) for n in range(7)] + [(8, 9.0, 30)])
+        assert falling.odd([(1, 9.0, 30)])
+
+
+def test_losses_of_documents_are_those_of_a_pass_of_their_own(make: Make, tiny_checkpoint: Path) -> None:
+    trainer, plain = make("documents", steps=1), load(tiny_checkpoint)
+    assert isinstance(trainer.objective, TokenObjective) and trainer.objective.told == []
+    batch = trainer.data.batch(trainer.data.rows(0, 3))
+    trainer.model.train()
+    trainer.loss(batch)
+    found = document_losses([batch], trainer.objective.told)
+    assert len(found) == len(batch.pieces) >= 3
+    for (document, loss, count), (row, start, length) in zip(found, batch.pieces, strict=True):
+        ids, labels = (x[row : row + 1, start : start + length] for x in (batch.ids, batch.labels))
+        with torch.no_grad():
+            logits = plain(ids).logits
+        own = torch.nn.functional.cross_entropy(logits[0], labels[0], reduction="none", ignore_index=-100)
+        assert count == int((labels >= 0).sum()) and document in batch.documents
+        assert loss == pytest.approx(float(own.sum()) / count, rel=1e-4)
+
+
+def test_hard_data_beside_easy_data_are_no_alarm_and_have_their_own_loss(make: Make, tmp_path: Path) -> None:
+    make("mixed", noise=True, steps=45).run()
+    rows = read_rows(tmp_path / "mixed" / "metrics.jsonl")
+    for row in rows:
+        parts = [row[name] for name in ("loss_shard-False", "loss_noise") if name in row]
+        assert min(parts) - 1e-4 <= row["loss"] <= max(parts) + 1e-4
+    last = [
+        (row["loss_shard-False"], row["loss_noise"])
+        for row in rows[-20:]
+        if len(row.keys() & {"loss_shard-False", "loss_noise"}) == 2
+    ]
+    assert last and all(easy + 1 < hard for easy, hard in last)
+    named = [d["shard"] for alarm in read_rows(tmp_path / "mixed" / "alarms.jsonl") for d in alarm["documents"]]
+    assert named == []
+    plot_training(rows, [], tmp_path / "mixed.png", "mixed")
+
+
+@pytest.mark.parametrize("width", [40, 100, 160])
+def test_view_fits_its_terminal(width: int) -> None:
+    from rich.cells import cell_len
+    from rich.console import Console
+
+    view = View("sft", 23_456)
+    for step in range(1, 400):
+        row = {"step": step, "tokens": 4096, "loss": 9 / step, "lr": 1e-3, "grad_norm": 1.5, "tokens_per_s": 98_765.0}
+        view.rows.append(row | {"memory_gib": 12.34, "mfu": 0.5} | ({"held_out_loss": 2.0} if step % 50 == 0 else {}))
+    view.alarms = ["第 57 步損失 9.12，平常 0.14（z 51）：001 的 \x1b[2J壞文件\x07"]
+    view.samples = [
+        {"step": 350, "prompt": "台灣\u202e的首都\r\n在哪裡？" * 20, "answer": "\x1b]0;x\x07臺北\ud800。" * 90}
+    ]
+    for state in ("", "完成 done", "沒有在跑 (not running)，上次 0:03:04 前"):
+        view.state = state
+        console = Console(width=width, record=True, file=io.StringIO(), force_terminal=True, color_system=None)
+        console.print(draw(view, width))
+        lines = console.export_text().splitlines()
+        assert max(cell_len(line) for line in lines) <= width and sum("█" in line for line in lines) == 1
+        assert "沒有在跑" in "".join(lines) or not state.startswith("沒有")
+        text = "".join(line.strip("│ ") for line in lines)
+        assert not {"\x1b", "\x07", "\r", "\u202e", "\ud800"} & set(text) and "␛[2J壞文件" in text and "…" in text
+        assert "剩 ETA 0:1" in text or state
+
+
+def test_state_of_a_phase(tmp_path: Path) -> None:
+    from twllm.artifact import lock, write_json
+
+    alone = tmp_path / ".out.work-0123"
+    of_run = tmp_path / "run" / ".work" / "sft-0123"
+    for folder in (alone, of_run):
+        with Watcher(folder, "sft", 0, 9, False) as watcher:
+            watcher.log(3, 64, loss=2.0)
+    result = CliRunner().invoke(app, ["train", "watch", str(tmp_path / "out")])
+    assert "3 / 9" in result.output and "沒有在跑" in result.output
+    with lock(tmp_path / "out", tmp_path / ".out.lock"), lock(tmp_path / "run"):
+        for run in ("out", "run"):
+            output = CliRunner().invoke(app, ["train", "watch", str(tmp_path / run)]).output
+            assert "3 / 9" in output and "ETA" in output and "沒有在跑" not in output
+    write_json(alone / "manifest.json", {"stage": "sft"})
+    alone.rename(tmp_path / "out")
+    assert "done" in CliRunner().invoke(app, ["train", "watch", str(tmp_path / "out")]).output
+
+
+def test_watch_ends_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from twllm.artifact import write_json
+    from twllm.train import watch_commands
+
+    out = tmp_path / "out"
+    with Watcher(out, "sft", 0, 9, False) as watcher:
+        watcher.log(3, 64, loss=2.0)
+    naps: list[float] = []
+
+    def nap(seconds: float) -> None:
+        naps.append(seconds)
+        if len(naps) == 3:
+            write_json(out / "manifest.json", {"stage": "sft"})
+        assert len(naps) < 5
+
+    monkeypatch.setattr(watch_commands.time, "sleep", nap)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes the output for a terminal
+    monkeypatch.setenv("TERM", "xterm")
+    result = CliRunner().invoke(app, ["train", "watch", str(out)], catch_exceptions=False)
+    assert result.exit_code == 0 and len(naps) == 3 and "not running" in result.output and "done" in result.output
+
+    def interrupt(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    (out / "manifest.json").unlink()
+    monkeypatch.setattr(watch_commands.time, "sleep", interrupt)
+    assert CliRunner().invoke(app, ["train", "watch", str(out)], catch_exceptions=False).exit_code == 0
 
 
 def test_view_in_a_terminal_and_from_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -195,7 +195,7 @@ class CorpusConfig(Config):
     )
     max_held_out: int = Field(1000, ge=0, description="most documents in the held-out part")
     samples_per_reason: int = Field(20, ge=0, description="dropped documents kept to look at, for each reason")
-    seed: int = Field(1, description="which documents are held out, which drops are sampled")
+    seed: int = Field(1, ge=0, description="which documents are held out, which drops are sampled")
 
     @field_validator("steps")
     @classmethod

@@ -63,11 +63,15 @@ def load(folder: str | Path) -> PreTrainedModel:
     transformers_logging.disable_progress_bar()
     kind = AutoModelForImageTextToText if is_seeing(folder) else AutoModelForCausalLM
     try:
-        model: PreTrainedModel = kind.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+        model: PreTrainedModel
+        model, told = kind.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(
             f"讀不進這個模型 (cannot load): {str(error).splitlines()[0]}", folder, "需要 safetensors 格式的因果語言模型"
         ) from error
+    if missing := sorted(told["missing_keys"]):  # transformers would go on with random numbers
+        what = f"少了 {len(missing)} 個張量 (weights are missing): {'、'.join(missing[:3])}{'…' if len(missing) > 3 else ''}"
+        raise UserError(what, folder, "config.json 與權重檔不是同一個模型，或少了檔案：重新下載")
     model.get_input_embeddings().padding_idx = (
         None  # else the end token's row, often named as padding too, never learns
     )
@@ -76,8 +80,14 @@ def load(folder: str | Path) -> PreTrainedModel:
 
 def save(model: PreTrainedModel, tokenizer: ChatTokenizer, folder: Path) -> None:
     """Write config, safetensors, generation config (greedy, ends at the template's end token) and the tokenizer."""
+    ends = sorted(
+        {tokenizer.eos_id, tokenizer.answer_end or tokenizer.eos_id}
+    )  # Phi's templates end answers with another token
     model.generation_config = GenerationConfig(
-        bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.pad_id, do_sample=False
+        bos_token_id=tokenizer.bos_id,
+        eos_token_id=ends if len(ends) > 1 else ends[0],
+        pad_token_id=tokenizer.pad_id,
+        do_sample=False,
     )
     model.config.twllm = {"template_fingerprint": tokenizer.template_fingerprint}  # see tokens/contract.py
     transformers_logging.disable_progress_bar()

@@ -6,7 +6,8 @@
   dynamic  that base, grown with the length of the text at hand (NTK)          stays: transformers reads the old length there
 
 vLLM reads the same keys. GGUF holds linear, theta and YaRN, our OpenVINO engine linear and theta; the others are refused by name.
-A model that already has another scaling is refused. Not covered: llama3 scaling and longrope as targets, partial rotation.
+In rungs (4k → 8k → 32k): the same type once more, factors multiply and the length it was first trained on stays; another type on top is refused.
+Not covered: llama3 scaling and longrope as targets, partial rotation.
 """
 
 import json
@@ -14,7 +15,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from twllm.errors import UserError
+from twllm.errors import UserError, require_file
 from twllm.model.rope_config import RopeConfig
 
 if TYPE_CHECKING:
@@ -33,10 +34,12 @@ def scaled(config: dict[str, Any], rope: RopeConfig, where: object = "[base.rope
     kind = now.get("rope_type") or now.get("type") or "default"
     if not theta or not length:
         raise UserError("這個模型沒有（單一一種）旋轉位置 (no single rotary embedding)", where, "拿掉 [base.rope]")
-    if kind != "default":
-        raise UserError(
-            f"模型已經有 RoPE 縮放 {kind} (already scaled)", where, "從縮放前的模型開始，或拿掉 [base.rope]"
+    if kind not in ("default", rope.type):
+        fix = (
+            f'從縮放前的模型開始，或用同樣的 type = "{kind}" 再加長 (start before the scaling, or the same type again)'
         )
+        raise UserError(f"模型已經有 RoPE 縮放 {kind} (already scaled)", where, fix)
+    before = 1.0 if kind == "default" else float(now["factor"])
     kept = {key: value for key, value in now.items() if key not in ("rope_type", "type", "rope_theta")}
     found: dict[str, Any] = {**kept, "rope_type": rope.type, "rope_theta": float(theta)}
     longer = round(length * rope.factor)
@@ -44,9 +47,9 @@ def scaled(config: dict[str, Any], rope: RopeConfig, where: object = "[base.rope
         E = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
         found |= {"rope_type": "default", "rope_theta": rope.theta or float(theta) * rope.factor ** (E / (E - 2))}
     else:
-        found["factor"] = rope.factor
+        found["factor"] = before * rope.factor
     if rope.type == "yarn":
-        found["original_max_position_embeddings"] = length
+        found["original_max_position_embeddings"] = now.get("original_max_position_embeddings") or length
     return {"rope_parameters": found, "max_position_embeddings": length if rope.type == "dynamic" else longer}
 
 
@@ -58,6 +61,19 @@ def context_limit(config: Any) -> int | None:
         return None
     dynamic = isinstance(rope, dict) and (rope.get("rope_type") or rope.get("type")) == "dynamic"
     return round(length * float(rope["factor"])) if dynamic else length
+
+
+def folder_limit(folder: Path) -> int | None:
+    """`context_limit` of a checkpoint folder.
+
+    Raises:
+        UserError: it is none.
+    """
+    file = require_file(folder / "config.json", "這個資料夾不是模型 (no config.json)")
+    try:
+        return context_limit(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"JSON 壞了 (broken JSON): {error}", file, "重新下載或重建這個檔案") from error
 
 
 def extend(model: "PreTrainedModel", rope: RopeConfig) -> None:

@@ -6,11 +6,11 @@ A token of a layer keeps, in D model width, F feed-forward width, κ = K / H, H 
   products       their inputs: to q k v, to o, to gate and up        3 m D; transformers' own layers in bf16: a cast for each, 12 D
   feed-forward   gate, silu(gate), up, their product                 4 m F
   attention      GPU (varlen): q k v in order, the kernel's output   m D (2 + 2 κ) + 4 H
+                 rows shared out by N (context.py): κ (N + 1 / 2) for κ
                  CPU, documents up to 512 tokens: q k v, one weight a pair of tokens    m D (1 + 2 κ) + m H document
                  CPU, longer ones: fp32 q k v and output             4 D (2 + 2 κ) + m D + 4 H
   LoRA           inputs of adapted matrices only, r m each, with dropout a mask
-  QLoRA          as LoRA, but what the four-bit matrices give is fp32 whatever the precision
-  experts        k chosen ones in fp32: k (8 D + 16 F / granularity)
+  experts        k chosen ones: k m (2 D + 4 F / granularity)
 Selective checkpointing keeps the first norm, q k v and the attention; full checkpointing the layer's input. What is computed again is
 whole for one layer at a time.
 """
@@ -22,9 +22,11 @@ LONGEST = 512  # tokens of a document whose weights the CPU attention keeps: tra
 
 def attention_bytes(job: Job) -> float:
     """Of a token of one layer."""
-    size, m = job.size, _given(job)
+    size, m = job.size, job.moving
     D, H, k = size.D / job.tensor, size.H / job.tensor, size.K / size.H
-    if job.accelerator:
+    if job.cut > 1:  # keys and values of a document that fills the row: as many in each process
+        k *= job.cut + 0.5
+    if job.accelerator or job.cut > 1:
         return m * D * (2 + 2 * k) + 4 * H
     document = min(job.document or job.context, job.context)
     if document <= LONGEST:
@@ -35,7 +37,7 @@ def attention_bytes(job: Job) -> float:
 def layer_bytes(job: Job) -> float:
     """Of a token of one layer that is kept whole."""
     m, D, F = job.moving, job.size.D, job.size.F / job.tensor
-    learns = not job.adapter and not (job.eyes and "language" not in job.eyes.learns)
+    learns = job.learns_language
     found = (16 if learns else 8) * D + 8 + attention_bytes(job)
     if job.adapter:
         found += _adapter_bytes(job)
@@ -43,14 +45,9 @@ def layer_bytes(job: Job) -> float:
         casts = 3 if job.fused or m == 4 else 5 if job.experts else 6
         found += m * D * (casts - 1 + 1 / job.tensor)
     if job.experts:
-        return found + 4 * job.experts.top_k * (2 * D + 4 * F / job.experts.granularity)
+        return found + m * job.experts.top_k * (2 * D + 4 * F / job.experts.granularity)
     product = m * F if learns or (job.adapter and "down_proj" in job.adapter.targets) else 0
-    return found + 3 * _given(job) * F + product
-
-
-def _given(job: Job) -> int:
-    """Bytes of a number that a layer's matrices give."""
-    return 4 if job.adapter and job.adapter.quantised else job.moving
+    return found + 3 * m * F + product
 
 
 def _adapter_bytes(job: Job) -> float:

@@ -66,7 +66,9 @@ class Job:
     compares: bool = False  # KTO, DPO: log-probabilities through the head, kept for the backward pass
     average: bool = False  # a moving average of what is trained (ema_decay)
     frozen: int = 0  # parameters that `freeze` keeps as they are
+    frozen_tables: int = 0  # those of them that are the embedding's or the head's
     tensor: int = 1
+    cut: int = 1  # processes that share out each row's tokens; of a micro-batch, `micro_tokens` are in each
     shard_ranks: int | None = None
     offload: bool = False
 
@@ -79,6 +81,11 @@ class Job:
     def fused(self) -> bool:
         """Whether layers run as train/fused.py has them (plain weights), not as transformers' modules."""
         return not (self.adapter or self.experts or self.tensor > 1 or self.eyes)
+
+    @property
+    def learns_language(self) -> bool:
+        """Whether the language model's own weights learn (without `freeze`'s), not adapters or what stands before it."""
+        return not self.adapter and not (self.eyes and "language" not in self.eyes.learns)
 
     @property
     def shards(self) -> int:

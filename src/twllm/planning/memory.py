@@ -16,6 +16,7 @@ from twllm.planning.job import Job, adapter_parameters, layer_parameters
 
 HEAD_CHUNK = 1024  # tokens whose logits exist at a time, and at most
 CACHED_LOGITS = 1 << 19  # a CPU's softmax at a time
+HEAD_PIECES = 8192  # of the vocabulary whose gradient is made at a time, in bf16
 HEAD_LOGITS = 1 << 25  # so many logits: train/loss.py CHUNK and CHUNK_LOGITS, held equal by a test
 GPU_HEAD_CHUNK, GPU_HEAD_LOGITS = 4096, 1 << 27  # the same on a GPU that trains the head
 NF4_BYTES = (
@@ -82,15 +83,18 @@ def memory_at(job: Job, moment: Moment) -> Memory:
 
 
 def _standing_weights(job: Job) -> float:
-    """fp32 masters; frozen layers in four bits and fp32 adapters; a teacher in the products' precision; an encoder."""
-    teacher = job.moving * count_parameters(job.teacher, job.vocab) if job.teacher else 0
-    whole = 4 * job.own_parameters
+    """fp32 masters of what learns, the rest in the products' precision or in four bits; a teacher; an encoder and its projector."""
+    m, own = job.moving, job.own_parameters
+    teacher = m * count_parameters(job.teacher, job.vocab) if job.teacher else 0
     if job.adapter:
-        whole += 4 * job.trained
+        whole = m * own + 4 * job.trained
         if job.adapter.quantised:
-            whole -= (4 - NF4_BYTES) * job.size.L * layer_parameters(job.size)
+            whole -= (m - NF4_BYTES) * job.size.L * layer_parameters(job.size)
+    else:
+        whole = 4 * own - (4 - m) * own * (job.frozen / job.parameters if job.learns_language else 1)
     if job.eyes:
-        whole += 4 * (job.eyes.parameters + job.size.D * (job.eyes.D + job.size.D))
+        whole += (4 if "encoder" in job.eyes.learns else m) * job.eyes.parameters
+        whole += 4 * job.size.D * (job.eyes.D + job.size.D)
     return whole / job.shards + teacher
 
 
@@ -100,15 +104,16 @@ def moments(job: Job) -> list[Moment]:
     layer, head = layer_parameters(size, job.experts) / job.tensor, float(job.vocab * size.D)
     token, saved = layer_bytes(job), kept_bytes(job)
     on_card = saved if not job.offload else min(saved, 2 * t * token)  # the rest waits in the host's memory
-    learns_head = not job.frozen and (
-        "lm_head" in job.adapter.whole if job.adapter else not job.eyes or "language" in job.eyes.learns
-    )
+    tables = job.vocab * size.D * (1 if size.tied else 2)
+    learns_head = "lm_head" in job.adapter.whole if job.adapter else job.learns_language and job.frozen_tables < tables
     kept = 4 * job.trained / job.shards  # all gradients, once the backward pass has been through
     before = kept if job.accumulates else 0.0
     made = 4 * head if learns_head else 0.0  # with the loss, in the forward pass, beside earlier micro-batches' own
     scattered = _scattered(job, layer)
     again = _computed_again(job)
     working = t * (2 * job.moving * size.F / job.tensor + 4 * size.D)  # gradients inside a feed-forward
+    if job.cut > 1:  # or of the keys and values of whole rows: in order, gathered, and in fp32 to be summed
+        working = max(working, t * job.cut * 2 * size.D * size.K / size.H * (2 * job.moving + 4))
     first = made or 4 * layer / job.shards * (not job.adapter)
     in_layer = _copies(job, "layer", layer, head)
     found = [
@@ -117,7 +122,7 @@ def moments(job: Job) -> list[Moment]:
         Moment("first layer", in_layer, kept + scattered, t * (token + 4 * size.D) + working, 0.0),
         Moment("update", 0.0 if job.shards == 1 else _copies(job, "update", layer, head), kept + scattered, 0.0, 0.0),
     ]
-    if not job.adapter and not (job.eyes and "language" not in job.eyes.learns):
+    if job.learns_language:
         table = 4 * head * (job.accumulates or size.tied)  # made whole, then added
         if scattered:  # both ends are summed over the processes together, at the end, out of one flat copy
             table = 8 * head * (1 if size.tied else 2)
@@ -141,9 +146,10 @@ def _computed_again(job: Job) -> float:
 
 def _scattered(job: Job, layer: float) -> float:
     """A layer's gradients before they are summed over the processes and shared out, and the flat copy that travels."""
-    if job.gpus == job.tensor:
+    if job.gpus == 1:
         return 0.0
-    return 8 * (adapter_parameters(job.size, job.adapter) / job.size.L if job.adapter else layer)
+    flat = 8 if job.sharding == "optimizer" else 4  # whole layers stand: the one before is still on its way
+    return (4 + flat) * (adapter_parameters(job.size, job.adapter) / job.size.L if job.adapter else layer)
 
 
 def _head_bytes(job: Job, learns: bool) -> float:
@@ -152,44 +158,42 @@ def _head_bytes(job: Job, learns: bool) -> float:
     if job.eyes and job.eyes.classifies:
         return 0.0
     hidden = t * D * (4 + m + (2 if m == 2 else 0))  # picked, its gradient, its cast
-    cast = 0 if m == 4 else (4 if learns else 2) * V * D  # the head, and a chunk's gradient of it
+    cast = 0  # the head in bf16, and a part of a chunk's gradient of it (on a CPU also in fp32)
+    if learns and m == 2:
+        cast = 2 * V * D + (2 if job.accelerator else 6) * min(V, HEAD_PIECES) * D
     if job.compares:
         chunk = max(1, min(t, HEAD_CHUNK, HEAD_LOGITS // V))
-        return hidden + (cast or 4 * V * D) + 12 * chunk * V
+        return hidden + 4 * V * D * learns + 12 * chunk * V
     most, logits = (GPU_HEAD_CHUNK, GPU_HEAD_LOGITS) if job.accelerator and learns else (HEAD_CHUNK, HEAD_LOGITS)
     chunk = max(1, min(t, most, logits // V))
-    several = t > chunk  # the chunk before is still held while the next one is made
     if job.teacher:
-        each = 28 if several else 20
-        return hidden + cast + 4 * V * D * (m == 4) + each * chunk * V + t * m * job.teacher.D
+        return hidden + cast + 20 * chunk * V + t * m * job.teacher.D
     if job.accelerator:  # the gradient of the logits, and their softmax
-        return hidden + cast + (m + (8 if several else 4)) * chunk * V
-    return hidden + cast + m * (1 + several) * chunk * V + 8 * min(CACHED_LOGITS, chunk * V)
+        return hidden + cast + (m + 4) * chunk * V
+    return hidden + cast + m * chunk * V + 8 * min(CACHED_LOGITS, chunk * V)
 
 
 def _copies(job: Job, moment: str, layer: float, head: float) -> float:
-    """Bytes of weights beside the standing ones: bf16 casts, gathered shards, a four-bit matrix unpacked."""
+    """Bytes of weights beside the standing ones: bf16 casts of what learns, gathered shards, a four-bit matrix unpacked."""
     size, moving = job.size, job.moving
     if job.eyes and job.eyes.classifies:
         return 0.0 if moving == 4 else 2.0 * job.eyes.parameters
-    layers = size.L * layer
-    if job.experts:  # run in fp32: no casts of theirs
-        layers -= size.L * (layer - layer_parameters(size)) + 3 * size.L * size.D * size.F
-    if job.adapter and job.adapter.quantised:
-        return 2.0 * adapter_parameters(size, job.adapter) * (moving == 2) + moving * size.D * size.F * (
-            moment == "layer"
-        )
+    unpacked = moving * size.D * size.F * (moment == "layer") if job.adapter and job.adapter.quantised else 0.0
     extra = adapter_parameters(size, job.adapter) if job.adapter else 0.0
-    if (
-        job.sharding != "full" and job.gpus > job.tensor
-    ):  # gathered, or with copies in every process: FSDP holds a second one
-        return moving * (size.L * layer + extra + 2 * head)
-    if job.sharding == "full" and job.gpus > job.tensor:
-        return moving * (
-            2 * (layer + extra / size.L) + 2 * head
-        )  # a layer in use and the next on its way; both ends stay
+    if job.gpus > 1:
+        # FSDP's, with tensor parallel only, too: what it gathers stands beside the shards; "full": a layer in use and the next one
+        layers = 2 * (layer + extra / size.L) if job.sharding == "full" else size.L * layer + extra
+        # embedding and head travel as they are (train/parallel.py)
+        tables = head * (1 if size.tied else 2) * (4 if job.learns_language else moving)
+        return moving * layers + tables + 4 * head * (len(job.adapter.whole) if job.adapter else 0)
     if moment == "update" or job.precision == "fp32":
-        return 0.0
-    if job.checkpointing == "full" and moment != "forward":  # autocast's casts go with the layer that is computed again
-        return 2 * layers / size.L
-    return 2 * (layers + extra)
+        return unpacked
+    experts = 0.0
+    if job.experts and job.learns_language:
+        experts = size.L * (layer - layer_parameters(size) + 3 * size.D * size.F)
+    dense = size.L * layer - experts - (job.frozen - job.frozen_tables)
+    casts = dense if job.learns_language else extra  # what is frozen is in bf16 as it stands
+    if job.checkpointing == "full":
+        # casts go with their layer, but autocast keeps those it made until the forward pass is over
+        return 2 * (casts * (1 if moment == "forward" else 1 / size.L) + experts / size.L) + unpacked
+    return 2 * (casts + experts) + unpacked

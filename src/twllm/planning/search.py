@@ -2,7 +2,8 @@
 
 All phases of a recipe share one machine file, so a choice must fit every phase; its time is the sum. The search is complete: three
 shardings × three kinds of checkpointing × every doubling of the micro-batch up to a rank's share of the step. Phases whose layers cannot
-be computed again by halves (LoRA, experts, pictures) leave selective checkpointing out.
+be computed again by halves (LoRA, experts, pictures) leave selective checkpointing out. Where nothing fits, rows are shared out (context
+parallel) among 2, 4, 8 cards of a host.
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from twllm.train.gpus import GIB, Gpu
 
 SHARDINGS: tuple[Sharding, ...] = ("none", "optimizer", "full")
 KINDS: tuple[Checkpointing, ...] = ("none", "selective", "full")
-HEADROOM = 0.92  # of the card that a plan may fill: steps of shapes not seen before took up to 8 % more than planned (docs/plan.md)
+HEADROOM = 0.92  # of the card that a plan may fill: measured steps took up to 6 % more than planned (docs/plan.md)
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Phase:
     compares: bool = False  # KTO, DPO
     average: bool = False  # ema_decay
     frozen: int = 0  # parameters
+    frozen_tables: int = 0  # among them
 
     @property
     def steps(self) -> int:
@@ -60,6 +62,7 @@ class How:
     tensor: int = 1
     shard_ranks: int | None = None
     offload: bool = False
+    cut: int = 1  # context_parallel
 
 
 @dataclass(frozen=True)
@@ -95,13 +98,16 @@ class PhaseCost:
 
 def job_of(model: Model, phase: Phase, how: How, gpus: int) -> Job:
     """The phase's training step; a micro-batch holds whole rows, at least one."""
-    own = phase.batch_tokens // (gpus // how.tensor) // phase.context * phase.context  # of a step, in each process
-    micro = max(phase.context, min(how.micro_tokens // phase.context * phase.context, own))
+    own = (
+        phase.batch_tokens * how.cut // (gpus // how.tensor) // phase.context * phase.context
+    )  # of a step, in those of a row
+    whole = max(phase.context, min(how.micro_tokens * how.cut // phase.context * phase.context, own))
+    micro = -(-whole // how.cut)
     return Job(
-        model.size, model.vocab, phase.context, micro, accumulates=own > micro, sharding=how.sharding,
+        model.size, model.vocab, phase.context, micro, accumulates=own > whole, sharding=how.sharding,
         checkpointing=how.checkpointing, gpus=gpus, adapter=phase.adapter, experts=phase.experts, teacher=phase.teacher, eyes=phase.eyes,
-        compares=phase.compares, average=phase.average, frozen=phase.frozen, tensor=how.tensor, shard_ranks=how.shard_ranks,
-        offload=how.offload,
+        compares=phase.compares, average=phase.average, frozen=phase.frozen, frozen_tables=phase.frozen_tables, tensor=how.tensor,
+        cut=how.cut, shard_ranks=how.shard_ranks, offload=how.offload,
     )  # fmt: skip
 
 
@@ -113,10 +119,17 @@ def phase_cost(model: Model, phase: Phase, gpu: Gpu, how: How, gpus: int) -> Pha
     return PhaseCost(phase, job, step_memory(job), step, step_flops(job, phase.tokens) * phase.trained_copies, seconds)
 
 
-def options(model: Model, phases: Sequence[Phase], gpu: Gpu, gpus: int) -> list[Choice]:
+def cuts(phases: Sequence[Phase], gpu: Gpu, gpus: int) -> list[int]:
+    """Among how many processes, of one host, rows can be shared out such that each has a part of one in every step; fewest first."""
+    alone = any(p.compares or p.experts or p.eyes or (p.adapter and p.adapter.dropout) for p in phases)
+    tried = [n for n in (1, 2, 4, 8) if n == 1 or (not alone and n <= gpu.per_host and gpus % n == 0)]
+    return [n for n in tried if all(phase.batch_tokens * n // gpus >= phase.context for phase in phases)]
+
+
+def options(model: Model, phases: Sequence[Phase], gpu: Gpu, gpus: int, cut: int = 1) -> list[Choice]:
     """Every way to run, in the order of the search."""
-    least = max(phase.context for phase in phases)
-    most = max(max(phase.batch_tokens // gpus, phase.context) for phase in phases)
+    least = max(-(-phase.context // cut) for phase in phases)
+    most = max(max(phase.batch_tokens // gpus, least) for phase in phases)
     sizes = [least]
     while sizes[-1] * 2 <= most:
         sizes.append(sizes[-1] * 2)
@@ -125,7 +138,7 @@ def options(model: Model, phases: Sequence[Phase], gpu: Gpu, gpus: int) -> list[
     for sharding in SHARDINGS if gpus > 1 else SHARDINGS[:1]:
         for checkpointing in KINDS if by_halves else ("none", "full"):
             for micro in sizes:
-                how = How(sharding, checkpointing, micro)
+                how = How(sharding, checkpointing, micro, cut=cut)
                 costs = [phase_cost(model, phase, gpu, how, gpus) for phase in phases]
                 fullest = max((cost.memory for cost in costs), key=lambda memory: memory.total)
                 found.append(Choice(how, fullest, sum(cost.seconds for cost in costs)))
@@ -153,6 +166,18 @@ def pick(found: Sequence[Choice], limit_gib: float) -> Choice | None:
         (c for c in fitting if c.seconds <= best * 1.01),
         key=lambda c: (SHARDINGS.index(c.how.sharding), KINDS.index(c.how.checkpointing), c.gib),
     )
+
+
+def search(
+    model: Model, phases: Sequence[Phase], gpu: Gpu, gpus: int, limit_gib: float
+) -> tuple[list[Choice], Choice | None]:
+    """The options and the one to take; rows are shared out only where nothing fits otherwise."""
+    found, chosen = list[Choice](), None
+    for cut in cuts(phases, gpu, gpus):
+        found = options(model, phases, gpu, gpus, cut)
+        if chosen := pick(found, limit_gib):
+            break
+    return found, chosen
 
 
 def fewest_gpus(model: Model, phases: Sequence[Phase], gpu: Gpu, at_most: int = 1024) -> int | None:

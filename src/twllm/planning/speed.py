@@ -84,7 +84,8 @@ def step_time(job: Job, gpu: Gpu, batch_tokens: int) -> StepTime:
     longer = again(job)
     compute = step_flops(job, batch_tokens) / job.gpus * longer / (gpu.peak_tflops * 1e12 * REACHED)
     compute += micros * size.L * LAYER_S * longer
-    whole = job.own_parameters
+    tables = job.vocab * size.D * (1 if size.tied else 2)
+    whole = job.own_parameters + tables * job.learns_language  # which travel in fp32
     link = (gpu.link_gb_s if job.gpus <= gpu.per_host else min(NETWORK_GB_S, gpu.link_gb_s)) * 1e9 * TRAFFIC
     travels = waits = 0.0
     if groups > 1:
@@ -98,5 +99,17 @@ def step_time(job: Job, gpu: Gpu, batch_tokens: int) -> StepTime:
     if job.tensor > 1:  # two sums of the hidden states a layer, forward and backward; nothing hides them
         moved = 4 * size.L * job.moving * size.D * batch_tokens / groups * 2 * (job.tensor - 1) / job.tensor
         waits += moved / (gpu.link_gb_s * 1e9 * TRAFFIC) + 4 * micros * size.L * COLLECTIVE_S
+    if job.cut > 1:  # keys and values of a layer: gathered in each pass, their gradients summed in fp32
+        passes = 2 * job.moving * (2 if job.checkpointing == "full" else 1) + 2 * 4
+        moved = size.L * passes * size.D * size.K / size.H * job.micro_tokens * (job.cut - 1) * micros
+        waits += moved / (gpu.link_gb_s * 1e9 * TRAFFIC) + 3 * micros * size.L * COLLECTIVE_S
     update = UPDATE_BYTES * job.trained / job.shards / (gpu.memory_gb_s * 1e9)
     return StepTime(compute, waits + max(0.0, travels - compute), update)
+
+
+def duration(seconds: float) -> str:
+    """For people."""
+    for unit, size in (("年 years", 365 * 86400), ("天 days", 86400), ("小時 hours", 3600), ("分鐘 minutes", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{math.ceil(seconds)} 秒 seconds"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from twllm.corpus.licences import DataUse, Licence, classify, notices, with_generator
-from twllm.release.facts import KEY, ModelFacts, count_parameters, facts_of_folder, shown
+from twllm.release.facts import BEFORE, KEY, ModelFacts, count_parameters, facts_of_folder, of_folder, shown
 from twllm.release.gate import INTERNAL
 
 # fmt: off
@@ -42,10 +42,44 @@ def carry_card(source: Path, base: str, folder: Path, out: Path) -> dict[str, An
 
     README.md is written; what is returned belongs into the manifest's metrics, where a later training or export finds it.
     """
+    return _write(facts_of_folder(source), base, folder, out)
+
+
+def trained_card(
+    source: Path, base: str, folder: Path, out: Path, uses: Sequence[DataUse], settings: Sequence[tuple[str, str]]
+) -> dict[str, Any]:
+    """The same of a checkpoint that `base` was trained to with `uses`."""
     facts = facts_of_folder(source)
+    before = [replace(use, use=BEFORE + use.use.removeprefix(BEFORE)) for use in facts.uses]
+    return _write(facts, base, folder, out, uses=(*before, *uses), settings=tuple(settings), **of_folder(folder))
+
+
+def averaged_card(sources: Mapping[str, Path], folder: Path, out: Path) -> dict[str, Any]:
+    """The same of a mean of checkpoints: the licences and the data of all of them."""
+    found = [facts_of_folder(source) for source in sources.values()]
+    licences = " AND ".join(dict.fromkeys(facts.license for facts in found if facts.license))
+    uses = [
+        use
+        for number, facts in enumerate(found)
+        for use in facts.uses
+        if not any(use in f.uses for f in found[:number])
+    ]
     told = replace(
-        facts, name=out.resolve().name, base=facts.name if Path(base).is_dir() else shown(base), base_license=facts.license, parameters=count_parameters(folder),
-        description="", scores={}, settings=(), losses=(),
+        found[0], license=licences if all(facts.license for facts in found) else "", uses=tuple(uses),
+        uses_known=all(facts.uses_known for facts in found),
+    )  # fmt: skip
+    names = [facts.name if Path(base).is_dir() else shown(base) for base, facts in zip(sources, found, strict=True)]
+    return _write(told, "", folder, out, base="、".join(names))
+
+
+def _write(facts: ModelFacts, origin: str, folder: Path, out: Path, **changes: Any) -> dict[str, Any]:
+    """README.md, and what the manifest keeps: the facts of the model that was there before, with what is new."""
+    told = replace(
+        facts,
+        **{
+            "name": out.resolve().name, "base": facts.name if Path(origin).is_dir() else shown(origin), "base_license": facts.license,
+            "parameters": count_parameters(folder), "description": "", "scores": {}, "settings": (), "losses": (), **changes,
+        },
     )  # fmt: skip
     (folder / "README.md").write_text(model_card(told), encoding="utf-8")
     return {KEY: told.to_row()}

@@ -14,6 +14,7 @@ import yaml
 
 from twllm import data
 from twllm.artifact import read_manifest
+from twllm.config import Config
 from twllm.corpus.licences import DataUse
 from twllm.errors import UserError
 from twllm.model.hub import fetch
@@ -83,7 +84,7 @@ def facts_of_run(
         uses=(*uses, *data_uses(recipe, [read_manifest(folder) or {} for folder in folders])),
         scores=scores,
         settings=tuple(_settings(recipe)),
-        **_of_folder(model),
+        **of_folder(model),
     )
 
 
@@ -102,11 +103,11 @@ def facts_of_folder(folder: Path, name: str = "") -> ModelFacts:
         base_license=licence_in(head),  # what this folder may be given on under is what its own card says
         uses_known=False,
         original=card_body(folder),
-        **_of_folder(folder),
+        **of_folder(folder),
     )
 
 
-def _of_folder(folder: Path) -> dict[str, Any]:
+def of_folder(folder: Path) -> dict[str, Any]:
     """Template, system text, context."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -129,11 +130,16 @@ def _settings(recipe: Recipe) -> list[tuple[str, str]]:
     named = [("pretrain", recipe.pretrain), ("sft", recipe.sft), ("feedback", recipe.feedback), *seeing]
     for name, phase in named:
         if phase.enabled:
-            told = phase.model_dump(
-                mode="json", include={"method", "lr", "epochs", "max_tokens", "batch_tokens", "context", "seed"}
-            )
-            rows.append((name, "、".join(f"{key} {value}" for key, value in told.items() if value is not None)))
+            rows.append((name, phase_settings(phase)))
     return rows
+
+
+def phase_settings(phase: Config) -> str:
+    """A training phase's numbers, for a reader."""
+    told = phase.model_dump(
+        mode="json", include={"method", "lr", "epochs", "max_tokens", "batch_tokens", "context", "seed"}
+    )
+    return "、".join(f"{key} {value}" for key, value in told.items() if value is not None)
 
 
 def data_uses(recipe: Recipe, manifests: Sequence[Mapping[str, Any]] = ()) -> list[DataUse]:

@@ -1,7 +1,6 @@
 """Documents and conversations → token shards."""
 
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from twllm.tokens.config import DatasetConfig
 from twllm.tokens.conversation import Conversation, Tally, read_dataset
 from twllm.tokens.shards import TokenShard, write_shard
 from twllm.tokens.tokenizer import ChatTokenizer
+from twllm.tokens.unmarked import PROBE
 
 BATCH = 1000  # documents tokenised at a time, on all cores
 
@@ -77,11 +77,12 @@ def chat_shard(
     A conversation longer than `context` is cut after its last whole turn that fits, and counted; one whose first answer
     does not fit is left out, and counted.
     """
-    if not re.search(r"{%[-+]?\s*generation\b", tokenizer.template):
+    if tokenizer.template and not tokenizer.marked and not any(tokenizer.encode_chat(PROBE).mask):
+        known = "chatml" if "<|im_start|>" in tokenizer.template else "taiwan-llm-v2"
         raise UserError(
-            "對話範本沒有標出助理說的話 (no {% generation %} in the chat template)",
+            "看不出對話範本裡哪些是助理說的話 (no {% generation %}, and an answer does not follow its prompt)",
             "chat_template",
-            "選內建的範本，例如 --template taiwan-llm-v2，或在範本裡加上 {% generation %}",
+            f"在範本裡加上 {{% generation %}}，或換內建的範本：--template {known}",
         )
     counts = {"num_conversations": 0, "num_shortened": 0, "num_too_long": 0}
 
@@ -193,6 +194,9 @@ def tokenize_datasets(
         check_licences(dataset, rows)
         train, held = split_held_out(rows, held_out)
         kept += held
+        if rows and not train:
+            fix = "把 held_out 調小，或多給一些資料"
+            raise UserError(f"held_out = {held_out} 保留了全部的對話 (all are held out)", dataset.path, fix)
         shard = chat_shard(out / f"{number:03}", train, tokenizer, context, where=dataset.path)
         facts[f"{number:03}"] = {"path": dataset.path, **data_facts(rows, tally), **shard}
     if kept:
@@ -207,7 +211,7 @@ def check_licences(dataset: DatasetConfig, rows: Iterable[Conversation]) -> None
         UserError: there is one; it is named.
     """
     if unlicensed := next((row.id for row in rows if not row.license), None):
-        fix = '在資料列加 "license"，或在配方的 datasets 加 license = "…"'
+        fix = '在資料列加 "license"，或在配方的 datasets 加 license = "…"（twllm train：--license …）'
         raise UserError("對話沒有授權條款 (no licence)", f"{dataset.path}: {unlicensed}", fix)
 
 

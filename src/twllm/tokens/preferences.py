@@ -1,8 +1,9 @@
 """Rated answers for KTO and DPO: read, paired, and written as shards whose documents come in twos.
 
-Rows are what `twllm feedback export` writes, and TRL's conversational shapes: KTO {prompt, completion, label}, DPO {prompt,
-chosen, rejected}; a row of messages with a rating serves both, for DPO where answers to the same prompt were rated up
-and down. The loss covers the completion only, never earlier answers of the conversation.
+Rows are what `twllm feedback export` writes, and the shapes of TRL (KTO {prompt, completion, label}, DPO {prompt, chosen, rejected},
+also with the prompt inside the two answers) and LLaMA-Factory (conversations or instruction in place of prompt); a row of messages with a
+rating serves both, for DPO where answers to the same prompt were rated up and down. The loss covers the completion only, never
+earlier answers of the conversation.
 DPO shards hold chosen, rejected, chosen, …. KTO shards hold an answer and, after it, the same prompt with another row's
 answer: such mismatched pairs estimate how far the model has moved (arXiv 2402.01306, section 4.1); `labels.npy` holds the label of
 each document, 1, -1, or 0 for a mismatched one. Two documents that do not fit into a row together are left out, and counted.
@@ -23,7 +24,7 @@ from twllm.tokens.build import check_licences, data_facts
 from twllm.tokens.config import DatasetConfig
 from twllm.tokens.conversation import Conversation, Tally, label_of, read_dataset
 from twllm.tokens.rows import list_files, read_rows
-from twllm.tokens.shapes import tidy
+from twllm.tokens.shapes import CONTAINERS, raw_turns, tidy
 from twllm.tokens.shards import write_shard
 from twllm.tokens.tokenizer import ChatTokenizer
 
@@ -31,7 +32,6 @@ LABELS = "labels.npy"
 MAX_PAIRS = 4  # of one prompt, made from rated answers: two people's arguments must not outweigh everything; chosen
 Messages = tuple[dict[str, str], ...]
 Method = Literal["kto", "dpo"]
-SHAPES: dict[str, tuple[str, ...]] = {"kto": ("prompt", "completion", "label"), "dpo": ("prompt", "chosen", "rejected")}
 
 
 @dataclass(frozen=True)
@@ -93,34 +93,76 @@ def read_preferences(dataset: DatasetConfig, method: Method) -> tuple[list[Answe
 
 
 def _shaped(id: str, row: Mapping[str, Any], method: Method) -> Answer | Pair:
-    missing = [key for key in SHAPES[method] if row.get(key) is None]
-    if missing:
-        raise ValueError(f"沒有 {'、'.join(missing)} (missing)")
-    prompt = _messages(row["prompt"], "user", "prompt")
     if method == "dpo":
-        chosen, rejected = (_completion(prompt, row[key], key) for key in ("chosen", "rejected"))
+        prompt, (chosen, rejected) = _split(row, ("chosen", "rejected"))
         return Pair(id, prompt, chosen, rejected)
-    if row["label"] not in (True, False, -1):  # 1 and 0 are equal to True and False
-        raise ValueError(f"label 要是 true 或 false，不是 {row['label']!r}")
-    return Answer(id, prompt, _completion(prompt, row["completion"], "completion"), 1 if row["label"] == 1 else -1)
+    if "completion" not in row and (turns := _turns(row)):  # a whole conversation and a label
+        row = {"prompt": list(turns[:-1]), "completion": list(turns[-1:]), "label": row.get("label")}
+    prompt, (completion,) = _split(row, ("completion",))
+    if row.get("label") not in (True, False, -1):  # 1 and 0 are equal to True and False
+        raise ValueError(f"label 要是 true 或 false，不是 {row.get('label')!r}")
+    return Answer(id, prompt, completion, 1 if row["label"] == 1 else -1)
 
 
-def _completion(prompt: Messages, value: Any, key: str) -> Messages:
-    found = _messages(value, "assistant", key)
-    tidy_chat([*prompt, *found])  # raises where the whole is no conversation
-    return found
+def _split(row: Mapping[str, Any], keys: Sequence[str]) -> tuple[Messages, tuple[Messages, ...]]:
+    """What was asked, and the completions under `keys`. Where a completion begins with what was asked (whole conversations, as in
+    ultrafeedback_binarized), that is taken off; where nothing says what was asked, it is what two of them begin with.
+    """
+    if missing := [key for key in keys if row.get(key) is None]:
+        raise ValueError(f"沒有 {'、'.join(missing)} (missing)")
+    found = [_messages(row[key], "assistant", key) for key in keys]
+    prompt = _asked(row)
+    if prompt is None and len(found) == 2:
+        same = [one == other for one, other in zip(*found, strict=False)]
+        prompt = found[0][: same.index(False) if False in same else len(same)]
+        prompt = prompt[:-1] if prompt and prompt[-1]["role"] == "assistant" else prompt
+    if not prompt:
+        raise ValueError("沒有 prompt (missing)：問題放在 prompt、messages、conversations 或 instruction")
+    if prompt[-1]["role"] != "user":
+        raise ValueError("prompt 最後一則要是 user (must end with user)")
+    bare = tuple(one for one in prompt if one["role"] != "system")  # the completion may have gone without it
+    rests = []
+    for key, one in zip(keys, found, strict=True):
+        whole = next((start for start in (prompt, bare) if one[: len(start)] == start), ())
+        rests.append(one[len(whole) :])
+        if rests[-1][0]["role"] != "assistant":
+            raise ValueError(f"{key} 要從 assistant 開始，或和 prompt 一樣的開頭 (must begin with assistant)")
+        tidy_chat([*prompt, *rests[-1]])  # raises where the whole is no conversation
+    return prompt, tuple(rests)
+
+
+def _asked(row: Mapping[str, Any]) -> Messages | None:
+    """The prompt of a row: its own column, a list of turns, or Alpaca's instruction and input (LLaMA-Factory's files); None: none is named."""
+    found: list[tuple[str, str]] | None = None
+    if row.get("prompt") is not None:
+        return _messages(row["prompt"], "user", "prompt")
+    if turns := _turns(row):
+        found = [(turn["role"], turn["content"]) for turn in turns]
+    elif row.get("instruction") or row.get("question"):
+        found = raw_turns({**row, "output": ".", "answer": "."})[:-1]
+    if not found:
+        return None
+    system = row.get("system")
+    if isinstance(system, str) and system.strip() and found[0][0] != "system":
+        found = [("system", system), *found]
+    return tuple({"role": role, "content": text} for role, text in found)
+
+
+def _turns(row: Mapping[str, Any]) -> Messages:
+    """The turns of a row that holds a list of them; else nothing."""
+    key = next((key for key in CONTAINERS if isinstance(row.get(key), list)), "")
+    return tuple({"role": role, "content": text} for role, text in raw_turns({key: row[key]})) if key else ()
 
 
 def _messages(value: Any, role: str, key: str) -> Messages:
-    """Messages, or one text that stands for a message of `role`."""
+    """Messages (one alone, too), or one text that stands for a message of `role`."""
     if isinstance(value, str):
         value = [{"role": role, "content": value}]
-    if not isinstance(value, list) or not all(isinstance(m, dict) and isinstance(m.get("content"), str) for m in value):
+    listed = [value] if isinstance(value, Mapping) else value
+    if not isinstance(listed, list) or not listed or not all(isinstance(one, Mapping) for one in listed):
         raise ValueError(f"{key} 要是文字，或 role 與 content 的訊息 (a text or messages)")
-    messages = tuple({"role": str(m.get("role")), "content": m["content"]} for m in value)
-    if unknown := {m["role"] for m in messages} - {"system", "user", "assistant"}:
-        raise ValueError(f"{key} 的角色不支援 (unknown role): {sorted(unknown)[0]}")
-    if not messages or messages[-1]["role"] != role:
+    messages = tuple({"role": said, "content": text} for said, text in raw_turns({"messages": listed}))
+    if messages[-1]["role"] != role:
         raise ValueError(f"{key} 最後一則要是 {role} (must end with {role})")
     if not messages[-1]["content"].strip():
         raise ValueError(f"{key} 是空的 (empty)")

@@ -72,6 +72,9 @@ def raw_turns(row: Row, question_key: str = "", answer_key: str = "") -> list[tu
 
 def _no_shape(row: Row) -> BadRow:
     """Why a row is no conversation, as far as its keys tell."""
+    if {"chosen", "rejected"} <= set(row):
+        what = '這是成對的偏好資料：twllm train feedback 加 --set method=dpo，配方是 feedback.method = "dpo" (pairs, for DPO)'
+        return BadRow("pairs", what)
     questions = {pair[0] for pair in PAIRS} & set(row)
     if questions:
         key = sorted(questions)[0]

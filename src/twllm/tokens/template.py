@@ -38,6 +38,7 @@ CONTROL_TOKENS = {  # what each template needs in the vocabulary: BOS, end token
     "chatml": ("<s>", "<|im_end|>", "<|im_start|>"),
 }
 Messages = Sequence[Mapping[str, Any]]
+GENERATION = re.compile(r"{%[-+]?\s*generation\b")
 SURROGATE = re.compile("[\ud800-\udfff]")
 PLACEHOLDER = re.compile("\x02(\\d+)\x03|(\x04)|(\x05)")
 SIGNS = re.compile("[\x02-\x05]")

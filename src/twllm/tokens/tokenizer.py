@@ -17,6 +17,7 @@ from tokenizers import AddedToken, Tokenizer
 from twllm.artifact import fingerprint
 from twllm.errors import UserError, require_file
 from twllm.tokens.template import CONTROL_TOKENS, Messages, Rendered, clean_text, load_template, render
+from twllm.tokens.unmarked import PROBE, is_marked, learned_spans
 
 TEMPLATE_FILE = "chat_template.jinja"
 
@@ -43,6 +44,7 @@ class ChatTokenizer:
         added = backend.get_added_tokens_decoder()
         self.controls = {token.content: id for id, token in added.items() if token.special}
         self.control_ids = frozenset(self.controls.values())
+        self.marked = is_marked(template)
         self._control = re.compile("|".join(map(re.escape, sorted(self.controls, key=len, reverse=True))))
 
     # -- folders ------------------------------------------------------------------------------------------------
@@ -112,12 +114,28 @@ class ChatTokenizer:
         backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in missing])
         return ChatTokenizer(backend, source, bos, eos, self.pad)
 
+    def with_own_end(self) -> "ChatTokenizer":
+        """A copy whose end token is the one that ends the template's answers: base models often name another (Qwen2's, Llama-3's), at which
+        a trained model would not stop.
+        """
+        end = self.answer_end
+        if end in (None, self.eos_id) or "eos_token" in self.template:
+            return self
+        name = next(name for name, id in self.controls.items() if id == end)
+        return ChatTokenizer(self.backend, self.template, self.bos, name, self.pad)
+
     # -- facts --------------------------------------------------------------------------------------------------
 
     @property
     def vocab_size(self) -> int:
         """Number of ids, added tokens included."""
         return self.backend.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def needed_rows(self) -> int:
+        """Rows an embedding must have for what can turn up: added tokens past the pieces only where the template or the ends use them."""
+        used = [id for name, id in self.controls.items() if name in (self.bos, self.eos) or name in self.template]
+        return max(self.backend.get_vocab_size(with_added_tokens=False), *(id + 1 for id in used), 0)
 
     @property
     def bos_id(self) -> int | None:
@@ -135,6 +153,18 @@ class ChatTokenizer:
                 "檢查 tokenizer_config.json 的 eos_token",
             )
         return id
+
+    @property
+    def answer_end(self) -> int | None:
+        """Id of the control token that the template ends an answer with; None where that cannot be told."""
+        if not self.template:
+            return None
+        try:
+            found = self.encode_chat(PROBE)
+        except UserError:  # a template of other roles
+            return None
+        last = next((id for id, learned in zip(found.ids[::-1], found.mask[::-1], strict=True) if learned), None)
+        return last if last in self.control_ids else None
 
     @property
     def pad_id(self) -> int:
@@ -170,7 +200,7 @@ class ChatTokenizer:
             raise UserError(
                 "這個分詞器沒有對話範本 (no chat template)",
                 "tokenizer",
-                "在配方的 [template] 選一個，例如 taiwan-llm-v2",
+                "選一個：配方的 [template]，或 --template taiwan-llm-v2（也有 taiwan-llm-v1、chatml）",
             )
         return render(
             self.template,
@@ -192,7 +222,7 @@ class ChatTokenizer:
     ) -> Encoded:
         """Ids and loss mask of a chat. Only the template's own control tokens become control ids, the typed ones stay text.
 
-        A token is learned when it begins inside a `{% generation %}` span. `begin_answer`: what an answer is made to begin with,
+        A token is learned when it begins inside a `{% generation %}` span (without such: unmarked.py). `begin_answer`: what an answer is made to begin with,
         tokenised together with the chat before it (typed text; only with `add_generation_prompt`).
         """
         rendered = self.render(messages, add_generation_prompt=add_generation_prompt, tools=tools)
@@ -205,7 +235,10 @@ class ChatTokenizer:
         own = self._own_controls(rendered)
         if sum(id in self.control_ids for id in ids) != len(own):  # somebody typed a control token
             ids, offsets = self._encode_between(rendered.text, own)
-        return Encoded(list(ids), _inside(offsets, rendered.learned))
+        spans = rendered.learned
+        if not self.marked and self.controls and not add_generation_prompt:
+            spans = learned_spans(rendered, messages, self.render, self._control)
+        return Encoded(list(ids), _inside(offsets, spans))
 
     def _own_controls(self, rendered: Rendered) -> list[tuple[int, int, int]]:
         """(start, end, id) of the control tokens that lie wholly in text the template wrote."""

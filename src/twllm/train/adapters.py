@@ -1,8 +1,8 @@
 """LoRA in our loop: peft puts low-rank changes into the model in place, the loop trains them, the end is an adapter and a merged folder.
 
-What is trained is fp32, whatever the base is. With `quantise = "nf4"` the frozen layers of the decoder are kept in 4 bits by bitsandbytes
-(GPU, and its slower CPU kernels), one layer at a time on the device; the merge then goes into the base at full precision, so the
-merged model differs from the trained one by what the quantisation took. The merge is release/merge.py's, in fp32.
+What is trained is fp32, whatever the base is held in (frozen.py: bf16 in bf16 runs). With `quantise = "nf4"` the frozen layers of the decoder are
+kept in 4 bits by bitsandbytes (GPU, and its slower CPU kernels), one layer at a time on the device; the merge then goes into the base
+at full precision, so the merged model differs from the trained one by what the quantisation took. The merge is release/merge.py's, in fp32.
 Not covered: adapters of the output head (train it whole: modules_to_save), of a mixture's experts (they stay frozen), several at once.
 """
 
@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from twllm.errors import UserError
+from twllm.model.moe import is_moe
 from twllm.release.merge import Changes, read_adapter_config
+from twllm.train.frozen import Frozen
 from twllm.train.machine import Machine
 from twllm.train.methods_config import LoraConfig
 
@@ -40,7 +42,7 @@ class Adapter:
         tied = bool(model.config.tie_word_embeddings and saved & TABLES)
         settings = peft.LoraConfig(
             r=config.r, lora_alpha=config.alpha, lora_dropout=config.dropout, use_rslora=config.rslora, task_type="CAUSAL_LM",
-            target_modules=config.targets if config.targets == "all-linear" else list(config.targets),
+            target_modules=self._targets() if config.targets == "all-linear" else list(config.targets),
             modules_to_save=sorted(saved - TABLES | {"embed_tokens"} if tied else saved) or None, ensure_weight_tying=tied,
         )  # fmt: skip
         self._check_names(saved if config.targets == "all-linear" else {*config.targets, *saved})
@@ -48,6 +50,14 @@ class Adapter:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # peft 0.21 asks transformers 5 by an old name
             self.peft = peft.get_peft_model(model, settings)
+
+    def _targets(self) -> str | list[str]:
+        """peft's own "all-linear" means a mixture's experts and router, too, which no merge takes (release/merge.py): its attention alone."""
+        if not is_moe(self.model):
+            return "all-linear"
+        head = self.model.get_output_embeddings()
+        named = [(name, module) for name, module in self.model.named_modules() if module is not head]
+        return sorted({name.rsplit(".", 1)[-1] for name, module in named if isinstance(module, nn.Linear)})
 
     def _check_names(self, wanted: set[str]) -> None:
         from twllm.train.parts import check_patterns
@@ -68,8 +78,10 @@ class Adapter:
         self.peft.save_pretrained(folder, save_embedding_layers=False)  # whole tables are in modules_to_save
         (folder / "README.md").unlink(missing_ok=True)
 
-    def merge(self, folder: Path, again: "Callable[[], PreTrainedModel] | None" = None) -> "PreTrainedModel":
-        """The base model with the adapter that `save` wrote into `folder` added; `again` makes the base anew where it was quantised.
+    def merge(
+        self, folder: Path, frozen: Frozen, again: "Callable[[], PreTrainedModel] | None" = None
+    ) -> "PreTrainedModel":
+        """The base model with the adapter that `save` wrote into `folder` added; `again` makes the base anew where it was quantised or rounded.
 
         Raises:
             UserError: the base was quantised and cannot be made anew.
@@ -81,6 +93,9 @@ class Adapter:
                     "量化過的底模要重新載入才能合併 (the base is needed again)", "lora.quantise", "給底模資料夾"
                 )
             base = again()
+        elif frozen.rounded and again:
+            base = again()
+        frozen.restore(base)
         merge_into(base, folder)
         base.requires_grad_(True)
         return base
@@ -135,9 +150,16 @@ def quantise(model: "PreTrainedModel", machine: Machine) -> None:
         )
         if layer.bias is not None:
             small.bias = layer.bias
+        if compute == torch.bfloat16:  # it gives what it is given: the norms' fp32, twice the activations
+            small.register_forward_pre_hook(_lower)
         parent, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(parent), leaf, small.to(machine.device))
     model.is_loaded_in_4bit = True  # what peft asks before it chooses its layer
+
+
+def _lower(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """A four-bit layer's hook: bf16 in, so bf16 out, as autocast has it for an ordinary one."""
+    return (inputs[0].to(torch.bfloat16), *inputs[1:])
 
 
 def _need(module: str, extra: str) -> Any:

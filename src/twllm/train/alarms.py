@@ -1,29 +1,48 @@
 """Alarms on jumps of the loss, with the shard and the documents at fault.
 
-Each micro-batch's mean loss (and the step's gradient norm) is held against the last ones by a robust z-score, (x − median of the last
-RECENT) ÷ scale, with the scale from the median step from one value to the next, which a falling loss does not widen. Only a jump costs anything: the step's micro-batches are then run once more without
-gradient, before the update, and each document gets its own loss; those that stand out from the others are named.
-The weights are untouched either way. Price: nothing but two medians a step; a jump costs about a third of a step.
-Not covered: DPO and KTO (their loss has no usual height); documents that are bad but not worse than `alarm_z` deviations.
+Two things are held against the last ones, both known anyway from the forward pass, before the update:
+  each document's mean loss, against those of its own shard (data sets are not equally hard), of all while the shard is new: it is named
+      when it lies alarm_z × TAILS times as far above the median of the last NEAR as 95 % of the last FAR did above theirs. In the
+      mean of a micro-batch one document hardly shows;
+  each micro-batch's mean loss, by a robust z-score (x − median of the last RECENT) ÷ scale, with the scale from the median step from one
+      value to the next, which a falling loss does not widen.
+A jump that most documents share is told as what it mostly is, a learning rate that is too high. The weights are untouched. Price: a few
+medians a step. How often the right document is named: docs/watching.md, `benchmarks/alarms.py`.
+Not covered: DPO and KTO (their loss has no usual height); bad documents that are no more surprising than the good ones: repetitions, and
+all that comes while the model knows nothing yet.
 """
 
 import json
 import math
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from twllm.train.rows import cut_rows
 
-WINDOW, RECENT = 128, 16  # values that the scale and the usual height are taken from; chosen, not tuned
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from twllm.train.data import Batch
+
+WINDOW, RECENT = 128, 16  # micro-batches that the scale and the usual height are taken from; chosen, not tuned
 LEAST = 20  # before so many are known nothing is judged
 NOISE = 0.03  # the scale is never less than this share of the median: a very steady loss may move a little
-NORM_Z = 12.0  # gradient norms swing more; they only make us look
-DOCUMENT_Z = 6.0  # a document is named from here on
+FLOOR = 0.02  # nor than so many nats
+FAR, NEAR = 512, 64  # documents
+TAIL = 0.95
+TAILS = (
+    3.5 / 8
+)  # with alarm_z 8, 3.5 times as far out as TAIL lies: 5.8 σ of a normal distribution; looked for in dev/LOG.md
+ROOM = 1.5  # nats: a document nearer to the median is never named; losses near 0 vary by many times themselves
 SHOWN = 10
+Document = tuple[int, float, int]  # number, mean loss, labelled tokens
 
 
 @dataclass(frozen=True)
@@ -34,6 +53,7 @@ class Suspect:
     document: str
     loss: float
     tokens: int
+    usual: float  # the median of its shard, of all where that is new
 
 
 @dataclass(frozen=True)
@@ -41,73 +61,136 @@ class Alarm:
     """One line of alarms.jsonl."""
 
     step: int
-    loss: float  # of the micro-batch that jumped
+    loss: float  # of the micro-batch that jumped most
     usual: float
     z: float
     grad_norm: float
-    documents: list[Suspect]
+    documents: list[Suspect]  # the worst of those that stand out
+    odd: int  # how many stand out
+    of: int  # of so many documents in this process's micro-batches
 
     def text(self) -> str:
         """For people."""
-        names = "、".join(f"{d.shard} 的 {d.document}（{d.loss:.2f}）" for d in self.documents[:3])
-        more = f" 等 {len(self.documents)} 份" if len(self.documents) > 3 else ""
-        return f"第 {self.step} 步損失 {self.loss:.2f}，平常 {self.usual:.2f}（z {self.z:.0f}）：{names}{more}"
+        return as_text(asdict(self))
 
 
-def robust_z(value: float, usual: Sequence[float], noise: float = NOISE) -> float:
-    """How far `value` lies above the median, in robust standard deviations.
+def as_text(alarm: dict[str, Any]) -> str:
+    """A line of alarms.jsonl for people."""
+    jump = f"損失 {alarm['loss']:.2f}，平常 {alarm['usual']:.2f}（z {alarm['z']:.0f}）" if alarm["z"] >= 4 else ""
+    return f"第 {alarm['step']} 步{jump}：{at_fault(alarm)}"
 
-    >>> round(robust_z(9.0, [3.0, 3.1, 2.9, 3.0, 3.2]), 1)
-    40.5
-    """
-    middle = median(usual)
-    spread = 1.4826 * median(abs(x - middle) for x in usual)
-    return (value - middle) / max(spread, noise * abs(middle), 1e-6)
+
+def at_fault(alarm: dict[str, Any]) -> str:
+    """The documents, or what else it mostly is."""
+    documents = alarm["documents"]
+    odd = alarm.get("odd", len(documents))  # lines of older runs do not say
+    of = alarm.get("of", 2 * odd)
+    if not documents:
+        return "沒有特別高的文件，多半是學習率 (no document stands out: the learning rate?)"
+    usual = [f"，平常 {d['usual']:.2f}" if "usual" in d else "" for d in documents]
+    told = [f"{d['shard']} 的 {d['document']}（{d['loss']:.2f}{u}）" for d, u in zip(documents, usual, strict=True)]
+    names = "、".join(told[:3]) + (f" 等 {odd} 份" if odd > 3 else "")
+    if odd >= 4 and 2 * odd > of:
+        return f"{of} 份裡 {odd} 份都高，多半是學習率，或整個分片壞了 (most documents: the learning rate, or a bad shard?)：{names}"
+    return names
 
 
 def series_z(value: float, series: Sequence[float], noise: float) -> float:
-    """The same for the next value of a series that may be falling: σ of its noise is 1.4826 × median |difference| ÷ √2."""
+    """How far `value` lies above what is usual in a series that may be falling: σ of its noise is 1.4826 × median |difference| ÷ √2.
+
+    >>> round(series_z(9.0, [3.0, 3.1, 2.9, 3.0, 3.2], 0.03), 1)
+    38.2
+    """
     middle = median(series[-RECENT:])
     steps = [abs(b - a) for a, b in pairwise(series)]
-    return (value - middle) / max(1.4826 * median(steps) / math.sqrt(2), noise * abs(middle), 1e-6)
+    return (value - middle) / max(1.4826 * median(steps) / math.sqrt(2), noise * abs(middle), FLOOR)
+
+
+class Heights:
+    """How high the losses of a shard's documents are, and how far above that they come."""
+
+    def __init__(self) -> None:
+        self.near: deque[float] = deque(maxlen=NEAR)
+        self.above: deque[float] = deque(maxlen=FAR)  # loss − median of those before
+
+    @property
+    def usual(self) -> float | None:
+        """The median; None while too few are known."""
+        return median(self.near) if len(self.near) == NEAR else None
+
+    @property
+    def tail(self) -> float | None:
+        """How far above the median 95 % lie; None while too few are known."""
+        return sorted(self.above)[int(TAIL * len(self.above))] if len(self.above) >= NEAR else None
 
 
 class SpikeDetector:
-    """Remembers what is usual and says what is not."""
+    """Remembers what is usual and says what is not. `shard_of`: a document's shard."""
 
-    def __init__(self, limit: float) -> None:
-        self.limit = limit
+    def __init__(self, limit: float, shard_of: Callable[[int], int] = lambda document: 0) -> None:
+        self.limit, self.shard_of = limit, shard_of
         self.losses: deque[float] = deque(maxlen=WINDOW)
-        self.norms: deque[float] = deque(maxlen=WINDOW)
+        self.documents: defaultdict[int | None, Heights] = defaultdict(Heights)  # of each shard; None: of all
 
-    def remember(self, losses: Sequence[float], norm: float) -> None:
-        """Values of a step; a few wild ones move no median."""
+    def remember(self, losses: Iterable[float], documents: Sequence[Document] = ()) -> None:
+        """Values of a step. A document counts as no worse than what is named: many bad ones hide the next only slowly."""
         self.losses += [x for x in losses if math.isfinite(x)]
-        if norm > 0 and math.isfinite(norm):
-            self.norms.append(math.log(norm))
+        shards, tops = self._tops(documents)
+        middles = {shard: self.documents[shard].usual for shard in {None, *shards}}
+        for (_, loss, _), own, top in zip(documents, shards, tops, strict=True):
+            value = min(loss, top)
+            for shard in (None, own):
+                heights, middle = self.documents[shard], middles[shard]
+                heights.near.append(value)
+                if middle is not None:
+                    heights.above.append(value - middle)
 
-    def score(self, losses: Sequence[float], norm: float) -> tuple[float, float]:
-        """(highest z of the losses, z of the norm); 0 before enough is known."""
-        known, norms = list(self.losses), list(self.norms)
-        of_loss = max((series_z(x, known, NOISE) for x in losses), default=0.0) if len(known) >= LEAST else 0.0
-        of_norm = series_z(math.log(max(norm, 1e-12)), norms, 0.0) if len(norms) >= LEAST else 0.0
-        return of_loss, of_norm
+    def score(self, losses: Sequence[float]) -> float:
+        """The highest z; 0 before enough is known."""
+        known = list(self.losses)
+        return max((series_z(x, known, NOISE) for x in losses), default=0.0) if len(known) >= LEAST else 0.0
 
-    def recent(self) -> list[float]:
-        """What is usual now."""
-        return list(self.losses)[-RECENT:]
+    def odd(self, documents: Sequence[Document], jumped: bool = False) -> list[Document]:
+        """Those that stand out, worst first. `jumped`: there is something to explain, and ROOM above the median is enough."""
+        _, tops = self._tops(documents, 0.0 if jumped else None)
+        found = [row for row, top in zip(documents, tops, strict=True) if row[1] > top]
+        return sorted(found, key=lambda row: -row[1])
 
-    def jumps(self, z: tuple[float, float]) -> bool:
-        """Whether the step deserves a look."""
-        return z[0] >= self.limit or z[1] >= NORM_Z
+    def _tops(self, documents: Sequence[Document], tails: float | None = None) -> tuple[list[int], list[float]]:
+        """The shard of each document, and the loss from which on it stands out; nothing does in the first steps."""
+        shards = [self.shard_of(document) for document, _, _ in documents]
+        tops = {shard: self._top(shard, self.limit * TAILS if tails is None else tails) for shard in set(shards)}
+        return shards, [tops[shard] for shard in shards]
+
+    def _top(self, shard: int, tails: float) -> float:
+        own, of_all = self.documents[shard], self.documents[None]
+        tail = of_all.tail if own.tail is None else own.tail
+        if tail is None or len(self.losses) < LEAST:
+            return math.inf
+        return self.usual_of(shard) + max(tails * tail, ROOM)
+
+    def usual_of(self, shard: int) -> float:
+        """The median of a shard, of all while it is new."""
+        known = (self.documents[shard].usual, self.documents[None].usual)
+        return next((usual for usual in known if usual is not None), math.nan)
+
+    def usual(self) -> float:
+        """The height of a micro-batch's loss now."""
+        return median(list(self.losses)[-RECENT:]) if self.losses else math.nan
 
 
-def guilty(losses: Sequence[tuple[int, float, int]], usual: Sequence[float]) -> list[tuple[int, float, int]]:
-    """Of (document, mean loss, tokens): those that stand out from the step's other documents and from what is usual, worst first."""
-    means = [loss for _, loss, _ in losses]
-    known = means if len(means) >= 8 else [*means, *usual]
-    found = [row for row in losses if robust_z(row[1], known, 0.05) >= DOCUMENT_Z]
-    return sorted(found, key=lambda row: -row[1])
+def document_losses(batches: "Iterable[Batch]", told: "Iterable[Tensor]") -> list[Document]:
+    """What each document of these micro-batches cost, from the losses of their labelled tokens."""
+    found = []
+    for batch, tokens in zip(batches, told, strict=True):
+        sums = np.append(0.0, np.cumsum(tokens.cpu().numpy(), dtype=np.float64))
+        before = np.append(0, np.cumsum(batch.labels.cpu().numpy().ravel() >= 0))  # labelled tokens before a place
+        T = batch.ids.shape[1]
+        for document, (row, start, length) in zip(batch.documents, batch.pieces, strict=True):
+            first, end = before[[row * T + start, row * T + start + length]]
+            if end > first:
+                found.append((document, float(sums[end] - sums[first]) / int(end - first), int(end - first)))
+    return found
 
 
 class AlarmLog:
@@ -122,8 +205,3 @@ class AlarmLog:
         """One line, in one write: several processes may share the file."""
         with self.file.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(asdict(alarm), ensure_ascii=False) + "\n")
-
-
-def as_suspects(rows: Sequence[tuple[int, float, int]], name_of: Callable[[int], tuple[str, str]]) -> list[Suspect]:
-    """With names, at most SHOWN."""
-    return [Suspect(*name_of(document), round(loss, 4), tokens) for document, loss, tokens in rows[:SHOWN]]

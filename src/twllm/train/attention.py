@@ -1,11 +1,13 @@
-"""Attention that keeps packed documents apart, in five forms of the same sum (held by tests to float rounding).
+"""Attention that keeps packed documents apart, in six forms of the same sum (held by tests to float rounding).
 
 `pieces`  CPU: documents of similar length together, a few batched products each (buckets.py).
 `kernel`  CPU, for Llama's layers where this machine can build it: the same in one C++ kernel (kernel.py).
 `mask`    a (B, 1, T, T) boolean mask and transformers' "sdpa": compiled whole models on CPU, GPUs without the next two.
 `varlen`  GPU: torch's own FlashAttention for rows of documents (`torch.nn.attention.varlen`, bf16, from Ampere on). Rows are one long
           sequence of documents as they stand, padding is a document of its own; only a shared prefix is gathered, in front of each
-          document's keys, and its gradient is summed by autograd.
+          document's keys, and its gradient is summed by autograd. Where processes share out rows (context.py), each has pieces of
+          documents as queries, and gathers what these look at.
+`each`    the same layout with a product for each piece, where rows are shared out and there is no FlashAttention.
 `flex`    GPU: FlexAttention with a block mask made from the document numbers: blocks between documents are skipped.
 Chosen by execution.py. Not covered: `varlen` and `flex` have not run on a GPU (tests/train/test_gpu.py does it where there is one); on CPU
 their layout, mask, values and gradients are held against `mask`, with a loop in place of the kernel. FlashAttention's backward adds in no
@@ -25,11 +27,14 @@ from torch.nn.attention import flex_attention, varlen
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from twllm.train.buckets import Layout, bucketed_attention, layout_of
+from twllm.train.context import gather_keys
 from twllm.train.data import Batch, to_device
 from twllm.train.kernel import Pieces, attend, pieces_of
 
-NAME, VARLEN_NAME, FLEX_NAME = "twllm_pieces", "twllm_varlen", "twllm_flex"
-IMPLEMENTATIONS = {"pieces": NAME, "kernel": NAME, "mask": "sdpa", "varlen": VARLEN_NAME, "flex": FLEX_NAME}
+NAME, VARLEN_NAME, FLEX_NAME, EACH_NAME = "twllm_pieces", "twllm_varlen", "twllm_flex", "twllm_each"
+IMPLEMENTATIONS = {
+    "pieces": NAME, "kernel": NAME, "mask": "sdpa", "varlen": VARLEN_NAME, "flex": FLEX_NAME, "each": EACH_NAME,
+}  # fmt: skip
 BLOCK = 128  # tokens of a block of FlexAttention's mask, torch's own default
 # B rows, H heads, K key/value heads, T tokens a row, E head width
 
@@ -88,31 +93,64 @@ class VarlenLayout:
     """Where each document's queries and keys end, for FlashAttention: all rows one after the other.
 
     `q_ends` and `k_ends` are the cumulative lengths that the kernel takes; `keys` are places in the (B T) tokens, None where they are
-    simply all of them (no shared prefix).
+    simply all of them (no shared prefix). Of rows that are cut (context.py): places in all processes' tokens, and a process's
+    part of a document looks at the document from its start.
     """
 
     def __init__(self, batch: Batch) -> None:
+        cut = batch.cut
         B, T = batch.ids.shape
-        P, lengths, shared, places = batch.prefix, list[int](), list[int](), list[NDArray[np.int64]]()
-        rows: list[list[tuple[int, int, bool]]] = [[(0, P, False)] if P else [] for _ in range(B)]
-        for row, start, length in batch.pieces:
-            rows[row].append((start, length, bool(P)))
-        for row, pieces in enumerate(rows):
-            used = sum(length for _, length, _ in pieces)
-            for start, length, prefixed in [*pieces, (used, T - used, False)]:
-                if length:
-                    lengths.append(length)
-                    shared.append(P if prefixed else 0)
-                    places += [row * T + np.arange(shared[-1]), row * T + np.arange(start, start + length)]
-        q, k = np.array(lengths), np.array(lengths) + np.array(shared)
+        P, spans = batch.prefix, cut.spans if cut else ((0, T),)
+        queries, keys, places = list[int](), list[int](), list[NDArray[np.int64]]()
+        for row, documents in enumerate(_documents(batch, T * cut.size if cut else T)):
+            for low, high in spans:
+                for start, end, shared in documents:
+                    first, last = max(start, low), min(end, high)
+                    if first < last:
+                        parts = ((0, shared), (start, last))
+                        queries.append(last - first)
+                        keys.append(shared + last - start)
+                        if cut:
+                            places += [cut.places(row, *part, B) for part in parts]
+                        elif P:
+                            places += [row * T + np.arange(*part) for part in parts]
+        q, k = np.array(queries), np.array(keys)
         device = batch.ids.device
+        self.lengths, self.group = (queries, keys), cut.group if cut else None
         self.q_ends, self.k_ends = (to_device(_ends(found), device) for found in (q, k))
-        self.keys = to_device(torch.from_numpy(np.concatenate(places)), device) if P else None
+        self.keys = to_device(torch.from_numpy(np.concatenate(places)), device) if places else None
         self.longest_q, self.longest_k = int(q.max()), int(k.max())
+        self._masks: dict[tuple[Any, ...], Tensor] = {}
+
+    def mask(self, q: int, k: int, like: Tensor) -> Tensor:
+        """(q, k): -inf ahead of the last `q` of `k` places; made once for all layers."""
+        key = (q, k, like.dtype)
+        if key not in self._masks:
+            self._masks[key] = torch.full((q, k), -torch.inf, dtype=like.dtype, device=like.device).triu_(k - q + 1)
+        return self._masks[key]
+
+
+def _documents(batch: Batch, T: int) -> list[list[tuple[int, int, int]]]:
+    """(start, end, tokens of shared prefix) of what stands in each whole row of `T`, the prefix and the padding among it."""
+    P = batch.prefix
+    rows: list[list[tuple[int, int, int]]] = [[(0, P, 0)] for _ in range(len(batch.ids))]
+    for row, start, length in batch.cut.pieces if batch.cut else batch.pieces:
+        rows[row].append((start, start + length, P))
+    return [[*found, (found[-1][1], T, 0)] for found in rows]
 
 
 def _ends(lengths: NDArray[np.int64]) -> Tensor:
     return torch.from_numpy(np.concatenate([[0], lengths.cumsum()]).astype(np.int32))
+
+
+def _laid_out(layout: VarlenLayout, *parts: Tensor) -> list[Tensor]:
+    """(B, H, T, E) → (B T, H, E), keys and values as the layout has them."""
+    q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in _same_dtype(*parts))
+    if layout.group is not None:
+        k, v = gather_keys(k, v, layout.group)
+    if layout.keys is not None:
+        k, v = k.index_select(0, layout.keys), v.index_select(0, layout.keys)
+    return [q, k, v]
 
 
 def attend_varlen(
@@ -121,15 +159,34 @@ def attend_varlen(
     """transformers' attention signature over torch's FlashAttention of variable lengths (causal, aligned at the end)."""
     B, H, T, E = query.shape
     layout: VarlenLayout = kwargs["varlen"]
-    q, k, v = (x.transpose(1, 2).reshape(B * T, -1, E) for x in _same_dtype(query, key, value))
-    if layout.keys is not None:
-        k, v = k.index_select(0, layout.keys), v.index_select(0, layout.keys)
+    q, k, v = _laid_out(layout, query, key, value)
     found = varlen.varlen_attn(
         q, k, v, layout.q_ends, layout.k_ends, layout.longest_q, layout.longest_k, scale=scaling, window_size=(-1, 0),
         enable_gqa=key.shape[1] != H,
     )  # fmt: skip
     assert isinstance(found, Tensor)
     return found.view(B, T, H, E), None
+
+
+def attend_each(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float, **kwargs: Any
+) -> tuple[Tensor, None]:  # fmt: skip
+    """The same with torch's product for each piece, the G heads of a key as G rows: nothing is repeated."""
+    B, H, T, E = query.shape
+    layout: VarlenLayout = kwargs["varlen"]
+    q, k, v = _laid_out(layout, query, key, value)
+    K = k.shape[1]
+    found = []
+    for one, keys, values in zip(
+        q.split(layout.lengths[0]), *(x.split(layout.lengths[1]) for x in (k, v)), strict=True
+    ):
+        heads = one.unflatten(1, (K, -1)).permute(2, 1, 0, 3)  # (G, K, q, E)
+        seen, told = (x.transpose(0, 1).expand(len(heads), -1, -1, -1) for x in (keys, values))
+        square = len(one) == len(keys)
+        mask = None if square else layout.mask(len(one), len(keys), one)
+        out = F.scaled_dot_product_attention(heads, seen, told, mask, is_causal=square, scale=scaling)
+        found.append(out.permute(2, 1, 0, 3).flatten(1, 2))  # (q, H, E)
+    return torch.cat(found).view(B, T, H, E), None
 
 
 def attend_flex(
@@ -164,7 +221,8 @@ def _same_dtype(*parts: Tensor) -> list[Tensor]:
 AttentionInterface.register(NAME, attend_pieces)
 AttentionInterface.register(VARLEN_NAME, attend_varlen)
 AttentionInterface.register(FLEX_NAME, attend_flex)
-for name in (NAME, VARLEN_NAME):
+AttentionInterface.register(EACH_NAME, attend_each)
+for name in (NAME, VARLEN_NAME, EACH_NAME):
     AttentionMaskInterface.register(name, lambda *args, **kwargs: None)
 
 
@@ -174,7 +232,7 @@ def attention_inputs(kind: str) -> Callable[[Batch], dict[str, Any]]:
         return lambda batch: {"layout": pieces_of(batch)}
     if kind == "pieces":
         return lambda batch: {"layout": layout_of(batch)}
-    if kind == "varlen":
+    if kind in ("varlen", "each"):
         return lambda batch: {"varlen": VarlenLayout(batch)}
     if kind == "flex":
         return lambda batch: {"attention_mask": block_mask(batch.document)}

@@ -35,12 +35,12 @@ class OptimConfig(Config):
     batch_tokens: int = Field(16_384, ge=1, description="tokens (padding included) an optimizer step sees")
     context: int = Field(2048, ge=8, description="tokens a row; documents in a row do not see each other")
     weight_decay: float = Field(0.0, ge=0, description="AdamW; the paper uses none")
-    beta1: float = Field(0.9, description="AdamW")
-    beta2: float = Field(0.95, description="AdamW")
+    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW")
+    beta2: float = Field(0.95, ge=0, lt=1, description="AdamW")
     clip: float = Field(1.0, gt=0, description="gradient norm limit")
     epochs: float = Field(1.0, gt=0, description="passes over the data (a fraction is a part of one)")
     max_tokens: int | None = Field(None, ge=1, description="stop after this many tokens, whatever epochs says")
-    seed: int = Field(1, description="data order and random weights")
+    seed: int = Field(1, ge=0, description="data order and random weights")
     eval_every: int = Field(0, ge=0, description="steps between held-out losses; 0: only at the end")
     patience: int = Field(0, ge=0, description="stop after so many held-out losses without a new best one; 0: never")
     ema_decay: float = Field(0.0, ge=0, lt=1, description="keep a moving average of the weights, 0.999 e.g.; 0: none")
@@ -68,23 +68,23 @@ class OptimConfig(Config):
     @model_validator(mode="after")
     def _methods_are_used(self) -> "OptimConfig":
         if (self.schedule == "restarts") != (self.cycles > 1):
-            raise ValueError('schedule = "restarts" goes with cycles ≥ 2')
+            raise ValueError('schedule = "restarts" 要配 cycles ≥ 2 (goes with)')
         if self.schedule != "wsd" and self.decay_share != OptimConfig.model_fields["decay_share"].default:
-            raise ValueError(f"decay_share would be ignored with schedule = {self.schedule}")
+            raise ValueError(f"schedule = {self.schedule} 時 decay_share 會被忽略 (would be ignored)")
         if self.schedule == "constant" and self.min_lr_share:
-            raise ValueError("min_lr_share would be ignored with schedule = constant")
+            raise ValueError("schedule = constant 時 min_lr_share 會被忽略 (would be ignored)")
         if self.patience and not self.eval_every:
-            raise ValueError("patience counts held-out losses: give eval_every, too")
+            raise ValueError("patience 數的是保留損失：也要給 eval_every (needs it)")
         if self.patience and self.kept != "best":
-            raise ValueError(f"patience keeps the best weights and would be at odds with keep = {self.keep}")
+            raise ValueError(f"patience 留最好的權重，和 keep = {self.keep} 矛盾 (at odds)")
         if self.keep == "ema" and not self.ema_decay:
-            raise ValueError('keep = "ema" needs ema_decay')
+            raise ValueError('keep = "ema" 要給 ema_decay (needs it)')
         if self.optimizer == "muon" and self.lora:
             raise ValueError("muon is for whole matrices, not for adapters: AdamW with lora")
         if self.freeze and self.lora:
-            raise ValueError("freeze would be ignored with lora: all but the adapters is frozen")
+            raise ValueError("用 lora 時 freeze 會被忽略 (would be ignored)：轉接器以外本來就凍結")
         if any(factor <= 0 for factor in self.lr_factors.values()):
-            raise ValueError("lr_factors are above 0; freeze = [...] keeps a part as it is")
+            raise ValueError("lr_factors 要大於 0 (above 0)；不想動的部分用 freeze = [...]")
         return self
 
 
@@ -100,6 +100,12 @@ class SftConfig(OptimConfig):
     datasets: tuple[DatasetConfig, ...] = Field((), description="sources and weights")
     held_out: float = Field(0.0, ge=0, lt=1, description="share of the conversations kept for a held-out loss")
     teacher: TeacherConfig | None = Field(None, description="learn from a larger model, too (docs/models.md)")
+
+    @model_validator(mode="after")
+    def _measures_something(self) -> "SftConfig":
+        if self.eval_every and not self.held_out:
+            raise ValueError("沒有 held_out，eval_every 會被忽略 (would be ignored)：給 held_out = 0.05 之類")
+        return self
 
 
 class FeedbackConfig(OptimConfig):
@@ -131,16 +137,18 @@ class FeedbackConfig(OptimConfig):
     @model_validator(mode="after")
     def _no_idle_settings(self) -> "FeedbackConfig":
         of_kto, of_dpo = ("desirable_weight", "undesirable_weight"), ("dpo_loss", "label_smoothing", "sft_weight")
+        if self.eval_every:
+            raise ValueError("回饋階段沒有保留的資料，eval_every 會被忽略 (would be ignored)")
         used = {"kto": {"beta", *of_kto}, "dpo": {"beta", *of_dpo}}.get(self.method, set())
         for name in ("beta", *of_kto, *of_dpo):
             if name not in used and getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f"{name} would be ignored with method = {self.method}")
+                raise ValueError(f"method = {self.method} 時 {name} 會被忽略 (would be ignored)")
         if self.dpo_loss == "ipo" and self.label_smoothing:
-            raise ValueError('label_smoothing would be ignored with dpo_loss = "ipo"')
+            raise ValueError('dpo_loss = "ipo" 時 label_smoothing 會被忽略 (would be ignored)')
         if used and self.kept == "best":
             raise ValueError(f"{self.method} has no held-out loss: patience and keep = best are for the other phases")
         if used and self.neftune_alpha:
-            raise ValueError(f"neftune_alpha is for learning texts, not for method = {self.method}")
+            raise ValueError(f"neftune_alpha 用在學文字的方法，method = {self.method} 不行 (not for it)")
         return self
 
 
@@ -175,14 +183,21 @@ class MachineConfig(Config):
         None, ge=2, description="processes that share out one copy, 8 on hosts of 8 cards e.g.; None: all of them"
     )
     tensor_parallel: int = Field(1, ge=1, description="processes that compute one layer together, within a host")
+    context_parallel: int = Field(
+        1,
+        ge=1,
+        description="processes that share out each row's tokens, within a host; for rows that do not fit on one",
+    )
     timeout_s: float = Field(600.0, gt=0, description="several processes: how long one may keep the others waiting")
 
     @model_validator(mode="after")
     def _no_idle_settings(self) -> "MachineConfig":
         if self.device == "cuda" and self.threads is not None:
-            raise ValueError("threads is a CPU setting and would be ignored with device = cuda")
+            raise ValueError("device = cuda 時 threads 會被忽略 (would be ignored)：它是 CPU 的設定")
         if self.gpus > 1 and self.gpu is None:
-            raise ValueError('gpus needs gpu, the kind of card: gpu = "h100"')
+            raise ValueError('有 gpus 也要有卡的種類 (needs gpu)：gpu = "h100"')
         if self.shard_ranks and self.sharding == "none":
-            raise ValueError('shard_ranks would be ignored with sharding = "none"')
+            raise ValueError('sharding = "none" 時 shard_ranks 會被忽略 (would be ignored)')
+        if self.tensor_parallel > 1 and self.context_parallel > 1:
+            raise ValueError("tensor_parallel 和 context_parallel 不能一起用 (not together)")
         return self

@@ -11,7 +11,7 @@ conversations all look at it. Loss and gradient stay exactly those of the conver
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from torch import Tensor
 from twllm.errors import UserError
 from twllm.tokens.pack import Piece, Row, epoch_documents, pack
 from twllm.tokens.shards import TokenShard
+
+if TYPE_CHECKING:
+    from twllm.train.context import Cut
 
 # B rows, T tokens a row, P tokens of shared prefix
 MIN_PREFIX = 8  # below this, sharing costs more than it saves; chosen, not tuned
@@ -39,6 +42,13 @@ class Batch:
     prefix: int  # tokens of the shared prefix at the start of each row, 0 if there is none
     filler: bool = False  # of several processes this one has fewer rows: it computes along, and nothing counts
     labelled: Tensor | None = None  # places that labels stand at, where it is known (to)
+    cut: "Cut | None" = None  # other processes have the rows' other tokens (context.py)
+
+    @property
+    def documents(self) -> list[int]:
+        """The document of each piece."""
+        found = [document for row in self.rows for document, _, _ in row.pieces]
+        return [found[owner] for owner in self.cut.owners] if self.cut else found
 
     def inputs(self, model: Any) -> dict[str, Tensor]:
         """What the decoder of `model` is given to read: ids here, embeddings where there are pictures (pictures.py)."""
@@ -179,9 +189,13 @@ class PackedData:
         shard, number = self._place(document)
         return shard.folder.name, str(shard.name(number))
 
+    def shard_of(self, document: int) -> int:
+        """The number of a document's shard."""
+        return int(np.searchsorted(self.first, document, "right")) - 1
+
     def _place(self, document: int) -> tuple[TokenShard, int]:
         """The shard of a document, and its number there."""
-        shard = int(np.searchsorted(self.first, document, "right")) - 1
+        shard = self.shard_of(document)
         return self.shards[shard], document - int(self.first[shard])
 
     @property

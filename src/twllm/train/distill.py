@@ -22,7 +22,7 @@ from twllm.errors import UserError
 from twllm.tokens.contract import check_same_tokenizer
 from twllm.tokens.tokenizer import ChatTokenizer
 from twllm.train.data import Batch
-from twllm.train.loss import check_model, chunk_tokens, hidden_states
+from twllm.train.loss import add_product, check_model, chunk_tokens, hidden_states
 from twllm.train.machine import Machine
 from twllm.train.objective import TokenObjective
 from twllm.train.teacher_config import TeacherConfig
@@ -82,7 +82,9 @@ class DistillObjective(TokenObjective):
         with torch.no_grad():
             teacher = _picked(hidden_states(self.teacher, batch, attention), places)  # (N, E)
         heads = [m.get_output_embeddings().weight for m in (self.model, self.teacher)]
-        loss, entropy, divergence = distill_losses(student, heads[0], (teacher, heads[1]), labels, self.config)
+        loss, entropy, divergence = distill_losses(
+            student, heads[0], (teacher, heads[1]), labels, self.config, self.told
+        )
         self._entropy += float(entropy)
         self._divergence += float(divergence)
         return loss, len(places)
@@ -102,13 +104,15 @@ class _DistillLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, head: Tensor, teacher: tuple[Tensor, Tensor], labels: Tensor, mix: tuple[float, float], dtype: torch.dtype
+        ctx: Any, hidden: Tensor, head: Tensor, teacher: tuple[Tensor, Tensor], labels: Tensor, mix: tuple[float, float], dtype: torch.dtype,
+        told: list[Tensor] | None,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         weight, T = mix
         wants_hidden, wants_head = ctx.needs_input_grad[:2]
         V = min(len(head), len(teacher[1]))
         h, w, t, u = (x.detach().to(dtype) for x in (hidden, head, teacher[0], teacher[1][:V]))
         entropy, divergence = torch.zeros((), device=h.device), torch.zeros((), device=h.device)
+        each = []
         d_hidden = torch.empty_like(h) if wants_hidden else None
         d_head = torch.zeros_like(head, dtype=torch.float32) if wants_head else None
         size = chunk_tokens(len(head), h.device, wants_head)
@@ -121,16 +125,18 @@ class _DistillLoss(torch.autograd.Function):
                 q = log_q.exp()
                 divergence += (q * log_q.sub_(log_p)).sum()
                 grad = torch.log_softmax(logits, -1)
-                entropy -= grad.gather(1, y).sum()
-                if d_hidden is None and d_head is None:
-                    continue
+                each.append(grad.gather(1, y)[:, 0])
+                entropy -= each[-1].sum()
                 grad = grad.exp_().scatter_add_(1, y, grad.new_full((len(y), 1), -1.0)).mul_(1 - weight)
                 grad[:, :V] += log_p.exp_().sub_(q).mul_(weight * T)  # T² of the loss, 1 / T of the inner derivative
                 grad = grad.to(dtype)
                 if d_hidden is not None:
                     torch.mm(grad, w, out=d_hidden[here])
                 if d_head is not None:
-                    d_head += torch.mm(grad.t(), h[here])
+                    add_product(d_head, grad, h[here])
+                del logits, log_q, log_p, q, grad  # else they stand while the next chunk's are made
+        if told is not None:
+            told.append(-torch.cat(each) if each else entropy.new_zeros(0))
         ctx.save_for_backward(d_hidden, d_head)
         ctx.dtypes = hidden.dtype, head.dtype
         ctx.mark_non_differentiable(entropy, divergence)
@@ -142,18 +148,19 @@ class _DistillLoss(torch.autograd.Function):
             None if x is None else x.to(dtype).mul_(grads[0])
             for x, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
-        return *found, None, None, None, None
+        return *found, None, None, None, None, None
 
 
 def distill_losses(
-    student: Tensor, head: Tensor, teacher: tuple[Tensor, Tensor], labels: Tensor, config: TeacherConfig
-) -> tuple[Tensor, Tensor, Tensor]:
+    student: Tensor, head: Tensor, teacher: tuple[Tensor, Tensor], labels: Tensor, config: TeacherConfig, told: list[Tensor] | None = None
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """(summed mixed loss, summed cross entropy, summed KL) of (N, D) hidden states and a (V, D) head, and the teacher's, in that order.
 
     Only the first has a gradient, for one backward. Rows that only one head has (a vocabulary filled up to a multiple) take no part in the KL.
+    `told`, where given, gets the N cross entropies.
     """
     device = student.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head.dtype
     mix = (config.weight, config.temperature)
-    found: tuple[Tensor, Tensor, Tensor] = _DistillLoss.apply(student, head, teacher, labels, mix, dtype)
+    found: tuple[Tensor, Tensor, Tensor] = _DistillLoss.apply(student, head, teacher, labels, mix, dtype, told)
     return found

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from twllm.errors import UserError
 from twllm.train.attention import IMPLEMENTATIONS
+from twllm.train.experts import choose
 from twllm.train.fused import Fused, can_fuse
 from twllm.train.kernel import can_attend
 from twllm.train.machine import Machine
@@ -59,6 +60,7 @@ class Execution:
     model: PreTrainedModel
     fused: Fused | None
     offload: bool  # all that is kept; with full checkpointing, transformers moves the layers' inputs
+    experts: str | None = None  # how a mixture's ran before
 
     def forward_context(self) -> AbstractContextManager[Any]:
         """Around the forward pass of a micro-batch."""
@@ -71,20 +73,26 @@ class Execution:
         if self.model.is_activation_checkpointing:
             self.model.activation_checkpointing_disable()
         self.model.set_attn_implementation("sdpa")
+        if self.experts:
+            self.model.set_experts_implementation(self.experts)
 
 
 def prepare(
-    model: PreTrainedModel, machine: Machine, shape: tuple[int, int], fuse: bool = True
+    model: PreTrainedModel, machine: Machine, shape: tuple[int, int], fuse: bool = True, cut: bool = False
 ) -> tuple[Machine, Execution]:
     """Set `model` up for micro-batches of `shape` (rows, tokens a row); returns the machine with its form of attention.
 
-    `fuse = False` keeps transformers' layers, for weights that are not plain tensors (tensor parallel).
+    `fuse = False` keeps transformers' layers, for weights that are not plain tensors (tensor parallel). `cut`: rows are shared out.
 
     Raises:
-        UserError: selective checkpointing of a model whose layers cannot be fused.
+        UserError: selective checkpointing, or compiling with rows shared out, of a model whose layers cannot be fused.
     """
     fuse = fuse and can_fuse(model)
-    machine = replace(machine, attention=attention_form(machine, fuse, head_width(model)))
+    form = attention_form(machine, fuse, head_width(model))
+    if cut and machine.compile and not fuse:
+        what = "這種模型的一列不能編譯後再分給幾個行程 (no compiling of whole models with context parallel)"
+        raise UserError(what, "machine.compile, context_parallel", 'compile = "off"')
+    machine = replace(machine, attention=form if form == "varlen" or not cut else "each")
     model.set_attn_implementation(IMPLEMENTATIONS[machine.attention])
     if machine.checkpointing == "selective" and not fuse:
         raise UserError(
@@ -97,7 +105,8 @@ def prepare(
         model.activation_checkpointing_enable({"use_reentrant": False}, offload=machine.offload)
     if machine.compile and not fuse:
         model.get_decoder().compile(dynamic=False)
-    return machine, Execution(model, fused, machine.offload and machine.checkpointing != "full")
+    experts = choose(model, machine.precision)
+    return machine, Execution(model, fused, machine.offload and machine.checkpointing != "full", experts)
 
 
 def attention_form(machine: Machine, fused: bool, head_width: int) -> str:

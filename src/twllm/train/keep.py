@@ -29,7 +29,9 @@ class Keeper:
     def __init__(self, model: nn.Module, config: OptimConfig, folder: Path, has_held_out: bool) -> None:
         if config.kept == "best" and not has_held_out:
             what = "沒有保留的資料，無法挑最好的權重 (no held-out set to choose by)"
-            raise UserError(what, "patience, keep = best", "給 held_out（[corpus] 或 [sft]），或拿掉這些設定")
+            raise UserError(
+                what, "patience, keep = best", "給 held_out（[corpus] 或 [sft]；資料少就調大），或拿掉這些設定"
+            )
         self.config, self.folder = config, folder
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.average = Average(self.trained, config.ema_decay) if config.ema_decay else None

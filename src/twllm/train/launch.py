@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 STAGE = {"none": 0, "optimizer": 2, "full": 3}
 Recipe = Annotated[Path, typer.Argument(help="配方檔 (recipe, TOML)", metavar="RECIPE")]
 Machine = Annotated[Path | None, typer.Option("--machine", help="機器設定檔 (machine file)")]
+Sets = Annotated[list[str] | None, typer.Option("--set", help="改一個值 (override)；可重複", metavar="KEY=VALUE")]
 SCRIPT = """\
 #!/bin/bash
 #SBATCH --job-name={name}
@@ -33,6 +34,8 @@ set -euo pipefail
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
 export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-{threads}}}"
+# since Slurm 22.05 srun does not take the job's cores by itself
+if [ -n "${{SLURM_CPUS_PER_TASK:-}}" ]; then export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"; fi
 
 srun --kill-on-bad-exit=1 {torchrun} \\
   --nnodes={nodes} --nproc-per-node={per_node} \\
@@ -49,11 +52,11 @@ def slurm(
     out: Annotated[Path | None, typer.Option("--out", help="訓練的輸出資料夾，要在共用檔案系統上 (shared)")] = None,
     script: Annotated[Path | None, typer.Option(help="腳本寫到哪；不給就印出來 (default: stdout)")] = None,
     time: Annotated[str, typer.Option(help="最長時間 (Slurm --time)")] = "2-00:00:00",
-    sbatch: Annotated[list[str] | None, typer.Option(help='多加的 #SBATCH 行，例如 "--partition=h100"；可重複')] = None,
-    cpu: Annotated[bool, typer.Option("--cpu", help="沒有 GPU：gloo (no GPUs)")] = False,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="改一個值 (override)；可重複", metavar="KEY=VALUE")
+    sbatch: Annotated[
+        list[str] | None, typer.Option(help='多加的 #SBATCH 行，例如 "--partition=h100"、"--cpus-per-task=64"；可重複')
     ] = None,
+    cpu: Annotated[bool, typer.Option("--cpu", help="沒有 GPU：gloo (no GPUs)")] = False,
+    set_: Sets = None,
     until: Annotated[str | None, typer.Option(help="做到這個階段為止 (last stage)")] = None,
     torchrun: Annotated[str, typer.Option(help="每台主機上的 torchrun 指令")] = "torchrun",
     submit: Annotated[bool, typer.Option("--submit", help="寫好就交給 sbatch (needs --script)")] = False,
@@ -63,7 +66,7 @@ def slurm(
     from twllm.errors import UserError
     from twllm.recipe import load_machine, load_recipe
 
-    loaded, settings = load_recipe(recipe, set_ or ()), load_machine(machine)
+    loaded, settings = load_recipe(recipe, set_ or (), unset_ok=not submit), load_machine(machine)
     processes = nodes * gpus_per_node
     if settings.gpus > 1 and settings.gpus != processes:
         what = (
@@ -74,10 +77,16 @@ def slurm(
     arguments = [str(recipe), "--out", str(folder), *(["--machine", str(machine)] if machine else [])]
     arguments += [word for value in set_ or [] for word in ("--set", value)] + (["--until", until] if until else [])
     text = SCRIPT.format(
-        name=loaded.recipe.name, nodes=nodes, per_node=gpus_per_node, time=time, log=f"{loaded.recipe.name}-%j.log",
+        name=shlex.quote(loaded.recipe.name), nodes=nodes, per_node=gpus_per_node, time=time,
+        log=shlex.quote(f"{loaded.recipe.name}-%j.log"),
         gpus="" if cpu else f"#SBATCH --gpus-per-node={gpus_per_node}\n", threads=1 if cpu else 8, torchrun=torchrun,
         extra="".join(f"#SBATCH {line}\n" for line in sbatch or []), arguments=shlex.join(arguments),
     )  # fmt: skip
+    if not any("cpus-per" in line or "exclusive" in line for line in sbatch or []):
+        typer.echo(
+            f'※ 沒有說要幾個核心，很多叢集就只給 1 個；加上 --sbatch "--cpus-per-task={8 * gpus_per_node}" 之類 (cores of a host)',
+            err=True,
+        )
     if script is None:
         if submit:
             raise UserError("--submit 要有腳本檔 (needs --script)", "--submit", "加上 --script job.sh")
@@ -103,6 +112,7 @@ def deepspeed_config(
     gpus: Annotated[int, typer.Option(min=1, help="總共幾張卡 (over all hosts)")],
     phase: Annotated[str, typer.Option(help="pretrain、sft 或 feedback")] = "sft",
     machine: Machine = None,
+    set_: Sets = None,
     out: Annotated[Path | None, typer.Option("--out", help="寫到哪個 JSON；不給就印出來 (default: stdout)")] = None,
 ) -> None:
     """DeepSpeed 設定檔：ZeRO 階段、批次、bf16、最佳化器，數字同配方 (a DeepSpeed JSON with the recipe's numbers)."""
@@ -110,7 +120,7 @@ def deepspeed_config(
     from twllm.errors import UserError, did_you_mean
     from twllm.recipe import load_machine, load_recipe
 
-    loaded, phases = load_recipe(recipe), ("pretrain", "sft", "feedback")
+    loaded, phases = load_recipe(recipe, set_ or (), unset_ok=True), ("pretrain", "sft", "feedback")
     if phase not in phases:
         raise UserError("沒有這個階段 (no such phase)", phase, did_you_mean(phase, phases))
     made = as_deepspeed(getattr(loaded.recipe, phase), load_machine(machine), gpus)
@@ -130,6 +140,9 @@ def as_deepspeed(phase: "OptimConfig", machine: "MachineConfig", gpus: int) -> d
 
     if phase.optimizer != "adamw":
         raise UserError("只能匯出 AdamW (only AdamW can be exported)", f"optimizer = {phase.optimizer}", "改用 AdamW")
+    for key in ("context_parallel", "tensor_parallel"):
+        if getattr(machine, key) > 1:
+            raise UserError("DeepSpeed 的設定裡沒有這個 (no such key)", f"machine.{key}", f"{key} = 1")
     rows = max(1, phase.batch_tokens // phase.context)
     share, rest = divmod(rows, gpus)
     if rest:

@@ -13,6 +13,9 @@ BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 64
 UNSAFE = {n: 0x2400 + n for n in range(32) if chr(n) not in "\n\t"} | {0x7F: 0x2421}
 UNSAFE |= dict.fromkeys((*range(128, 160), *range(55296, 57344)), 65533)
+UNSAFE |= dict.fromkeys(
+    (*range(0x202A, 0x202F), *range(0x2066, 0x206A)), 65533
+)  # they turn the direction of the rest of the line
 
 
 @dataclass
@@ -24,6 +27,7 @@ class View:
     rows: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=20_000))
     samples: list[dict[str, Any]] = field(default_factory=list)  # of the last time
     alarms: list[str] = field(default_factory=list)
+    state: str = ""  # for those who look on: done, interrupted; "" while it runs
 
     @property
     def last(self) -> dict[str, Any]:
@@ -81,8 +85,8 @@ def clock(seconds: float | None) -> str:
     return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
 
 
-def draw(view: View) -> "RenderableType":
-    """A panel: progress, numbers, the loss as bars, held-out losses, alarms, the last samples."""
+def draw(view: View, width: int = 100) -> "RenderableType":
+    """A panel for a terminal of `width` columns: progress, numbers, the loss as bars, held-out losses, alarms, the last samples."""
     from rich.console import Group
     from rich.panel import Panel
     from rich.progress_bar import ProgressBar
@@ -92,23 +96,31 @@ def draw(view: View) -> "RenderableType":
     last = view.last
     step = last.get("step", 0)
     head = Table.grid(padding=(0, 2))
-    head.add_row(f"{step:,} / {view.steps:,}", ProgressBar(view.steps, step, 40), f"剩 ETA {clock(view.eta_s())}")
-    body: list[Any] = [head, Text(facts_line(last), style="bold")]
-    if losses := [row["loss"] for row in view.rows if "loss" in row]:
-        body.append(
-            Text.assemble(
-                ("損失 loss     ", "dim"), (sparkline(losses), "cyan"), f"  {max(losses):.2f} → {losses[-1]:.2f}"
-            )
-        )
+    bar = ProgressBar(max(1, view.steps), step, max(4, min(40, width - 42)))
+    head.add_row(f"{step:,} / {view.steps:,}", bar, "" if view.state else f"剩 ETA {clock(view.eta_s())}")
+    body: list[Any] = [head, Text(facts_line(last) or "還沒有完成一步 (no step yet)", style="bold")]
+    if view.state:
+        body.insert(1, Text(view.state, style="yellow"))
+    losses = [row["loss"] for row in view.rows if "loss" in row]
     held = [row["held_out_loss"] for row in view.rows if "held_out_loss" in row]
+    if losses:
+        body.append(_curve("損失 loss     ", "cyan", losses, f"  {max(losses):.2f} → {losses[-1]:.2f}", width))
     if held:
-        body.append(
-            Text.assemble(("保留 held out ", "dim"), (sparkline(held), "magenta"), f"  {held[0]:.3f} → {held[-1]:.3f}")
-        )
-    body += [Text(f"⚠ {text}", style="bold red") for text in view.alarms[-3:]]
+        body.append(_curve("保留 held out ", "magenta", held, f"  {held[0]:.3f} → {held[-1]:.3f}", width))
+    body += [Text(f"⚠ {printable(text)}", style="bold red") for text in view.alarms[-3:]]
     if view.samples:
         body.append(Text(f"第 {view.samples[0]['step']} 步的回答 (samples)", style="dim"))
-        for row in view.samples:
-            answer = " ".join(str(row["answer"]).split())
-            body.append(Text.assemble((f"{row['prompt']} ", "green"), "→ ", answer[:200]))
-    return Panel(Group(*body), title=view.name, expand=False)
+    for row in view.samples:
+        prompt, answer = (printable(" ".join(str(row[key]).split())) for key in ("prompt", "answer"))
+        prompt = prompt if len(prompt) <= 60 else f"{prompt[:60]}…"
+        body.append(Text.assemble((f"{prompt} ", "green"), "→ ", answer[:200] + ("…" if len(answer) > 200 else "")))
+    return Panel(Group(*body), title=printable(view.name), expand=False)
+
+
+def _curve(label: str, style: str, values: Sequence[float], tail: str, width: int) -> "RenderableType":
+    """Bars that fill the line and do not break it."""
+    from rich.cells import cell_len
+    from rich.text import Text
+
+    room = width - 4 - cell_len(label) - len(tail)  # 4: the panel's frame
+    return Text.assemble((label, "dim"), (sparkline(values, max(1, min(WIDTH, room))), style), tail)

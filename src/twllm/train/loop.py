@@ -7,6 +7,7 @@ bit-equal weights (same machine settings). A loss that is not finite stops the r
 """
 
 import math
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from twllm.errors import UserError
 from twllm.tokens.pack import Row
 from twllm.train import distributed
 from twllm.train.config import MachineConfig, OptimConfig
+from twllm.train.context import check_cut
 from twllm.train.data import Batch, PackedData
 from twllm.train.execution import prepare
 from twllm.train.keep import Keeper
@@ -31,7 +33,7 @@ from twllm.train.machine import Machine, resolve_machine
 from twllm.train.methods import apply
 from twllm.train.objective import Objective, TokenObjective
 from twllm.train.optim import build_optimizer, learning_rate, set_rate
-from twllm.train.parallel import Parallel, inside, split_groups
+from twllm.train.parallel import Parallel, inside, local, split_groups
 from twllm.train.prefetch import Prefetch
 from twllm.train.state import Saver, load_state, state_tensors
 from twllm.train.watch import NoWatcher, Watcher
@@ -73,16 +75,20 @@ class Trainer:
         held_out: PackedData | None = None, objective: Callable[[PreTrainedModel, Machine], Objective] = TokenObjective,
     ) -> None:  # fmt: skip
         self.name, self.data, self.config, self.work, self.held_out = name, data, config, work, held_out
-        check_model(model, config.context)
+        longest = max(int(part.lengths.max()) for part in (data, held_out) if part is not None)
+        check_model(model, config.context if config.forgetting else min(config.context, longest))
+        if machine.context_parallel > 1:
+            check_cut(name, model, config)
         distributed.start(machine)
         self.parallel = Parallel(machine)
-        self.plan = make_plan(config, data, machine.micro_batch_tokens, self.parallel.count)
+        self.plan = make_plan(config, data, machine.micro_batch_tokens * machine.context_parallel, self.parallel.count)
         self.machine: Machine = resolve_machine(machine, self.plan.num_tokens)
         self.save_every_s, self.tensorboard = machine.checkpoint_every_s, machine.tensorboard
         self.methods = apply(model, config, self.machine)
         self.model = model.to(self.machine.device)
-        shape = (self.plan.rows_per_micro, config.context)
-        self.machine, self.execution = prepare(self.model, self.machine, shape, self.parallel.fuses)
+        shape = (self.plan.rows_per_micro, self.parallel.tokens(config.context))
+        cut = machine.context_parallel > 1
+        self.machine, self.execution = prepare(self.model, self.machine, shape, self.parallel.fuses, cut)
         self.parallel.split(self.model, self.machine)
         self.batches = Prefetch(self._make_batches, self.plan.steps)
         self.optimizer = build_optimizer(self.model, config)
@@ -116,11 +122,13 @@ class Trainer:
             "config": self.config.model_dump(mode="json", exclude=self.config.unseen),
             "machine": self.machine.as_dict(),
             "steps": self.plan.steps,
-            "processes": self.parallel.count,
+            "processes": self.parallel.facts,
         }
         self._check_same_data()
         saver = Saver(self.work / "states")
         step = first = load_state(saver.root, self.model, self.optimizer, facts, self.keeper.resume)
+        if step and distributed.is_main():
+            print(f"▶ {self.name}：從第 {step} 步接續，共 {self.plan.steps} 步 (resuming)", file=sys.stderr)
         started = time.perf_counter()
         metrics: dict[str, Any] = {
             "steps": self.plan.steps,
@@ -147,7 +155,7 @@ class Trainer:
                     if self.observer:
                         self.observer.after_step(step, watcher)
                     metrics |= {key: value for key, value in values.items() if key != "lr"}
-                    if step < self.plan.steps and self._is_time(saved):
+                    if step < self.plan.steps and not self.keeper.stop and self._is_time(saved):
                         saved = time.perf_counter()
                         self._save(saver, step, facts)
         finally:
@@ -163,7 +171,7 @@ class Trainer:
             "train_s": round(time.perf_counter() - started, 2),
             "machine": self.machine.as_dict(),
         }
-        if self.parallel.count > 1:
+        if self.parallel.facts:
             metrics["processes"] = self.parallel.facts
         self.methods.remove()
         self.execution.remove()
@@ -229,11 +237,12 @@ class Trainer:
         norm = self.parallel.clip(self.model, self.config.clip)
         if not (math.isfinite(total) and math.isfinite(norm)):
             self._stop_not_finite(step, batches, total, norm)
+        seen = {}
         if self.observer:
-            self.observer.before_update(step, batches, [loss * divisor for loss in losses], norm)
+            seen = self.observer.before_update(step, batches, [loss * divisor for loss in losses], norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return {"loss": total, "grad_norm": norm, "lr": lr, **self.objective.metrics()}
+        return {"loss": total, "grad_norm": norm, "lr": lr, **self.objective.metrics(), **seen}
 
     def _seed(self, step: int, micro: int) -> None:
         """Dropout and noise are functions of the step and of the micro-batch's number in it, whichever process computes it."""
@@ -251,7 +260,7 @@ class Trainer:
         if len(mine) < -(-len(parts) // count):
             filler = data.batch(parts[0])
             mine.append(replace(filler, labels=torch.full_like(filler.labels, -100), filler=True))
-        return mine
+        return [self.parallel.cut(batch) for batch in mine]
 
     def loss(self, batch: Batch) -> torch.Tensor:
         """Summed loss of a micro-batch."""
@@ -260,6 +269,12 @@ class Trainer:
 
     def _stop_not_finite(self, step: int, batches: list[Batch], total: float, norm: float) -> None:
         """Name the step and the documents; the weights are those of the step before."""
+        broken = [name for name, p in self.model.named_parameters() if not bool(local(p.detach()).isfinite().all())]
+        if any(distributed.gather(bool(broken))):
+            of = "重新下載或重做起點模型：這不是資料的問題" if step == 0 else "降低 lr，從頭開始"
+            raise (UserError if distributed.is_main() else distributed.FollowedError)(
+                f"模型的權重裡有 NaN 或無限大 (weights are not finite): {'、'.join(broken[:3]) or '在別的行程'}", f"{self.name}：第 {step + 1} 步", of,
+            )  # fmt: skip
         losses = [float(self.loss(batch).detach()) for batch in batches]
         guilty = [row for b, loss in zip(batches, losses, strict=True) if not math.isfinite(loss) for row in b.rows]
         found = [row for rows in distributed.gather(guilty) for row in rows]

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from twllm.train.loop import Trainer
 
 LOW, HIGH, STEPS = 1e-7, 1.0, 120
+STAGE = "lr-finder"  # in the manifest
 WORSE = (
     1.5  # times the best loss: past it a run has diverged (a language model's loss is not far above its start's then)
 )
@@ -103,7 +104,7 @@ def write_found(found: Found, folder: Path, title: str, inputs: dict[str, str], 
     """`lr_finder.json` and `lr_finder.png` into `folder`, and a table on the terminal."""
     write_json(folder / "lr_finder.json", found.facts)
     plot(found, folder / "lr_finder.png", title)
-    write_manifest(folder, "lr-finder", config, inputs, metrics={"suggestion": found.suggestion})
+    write_manifest(folder, STAGE, config, inputs, metrics={"suggestion": found.suggestion})
     show(found)
 
 

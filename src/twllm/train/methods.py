@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from twllm.train.config import OptimConfig
 from twllm.train.data import Batch
+from twllm.train.frozen import Frozen
 from twllm.train.machine import Machine
 from twllm.train.neftune import EmbeddingNoise
 from twllm.train.parts import freeze
@@ -20,6 +21,7 @@ class Methods:
     """What was applied to a model; nothing by default."""
 
     facts: dict[str, Any]  # for the manifest
+    frozen: Frozen
     adapter: "Adapter | None" = None
     noise: EmbeddingNoise | None = None
 
@@ -38,15 +40,17 @@ def apply(model: "PreTrainedModel", config: OptimConfig, machine: Machine) -> Me
     """Adapters into the model, frozen parts out of training, noise onto its embedding, as the phase's config says."""
     from twllm.model.rope import forget_lengths
 
-    found = Methods({})
+    facts: dict[str, Any] = {}
+    adapter = None
     forget_lengths(model)
     if config.lora:
         from twllm.train.adapters import Adapter
 
-        found.adapter = Adapter(model, config.lora, machine, config.seed)
-        found.facts["lora"] = found.adapter.facts()
+        adapter = Adapter(model, config.lora, machine, config.seed)
+        facts["lora"] = adapter.facts()
     if config.freeze:
-        found.facts["frozen_parameters"] = freeze(model, config.freeze)
+        facts["frozen_parameters"] = freeze(model, config.freeze)
+    found = Methods(facts, Frozen(model, machine), adapter)
     if config.neftune_alpha:
         found.noise = EmbeddingNoise(model.get_input_embeddings(), config.neftune_alpha)
     return found

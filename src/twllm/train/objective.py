@@ -44,10 +44,12 @@ class TokenObjective:
         self.model, self.machine = model, machine
         self._balance_weight = float(model.config.router_aux_loss_coef) if is_moe(model) else 0.0
         self._balance, self._labelled = 0.0, 1  # of this step: summed over labelled tokens, and their number
+        self.told: list[Tensor] | None = None  # a list: it gets the token losses of each micro-batch of a step (alarms)
 
     def begin(self, batches: Sequence[Batch]) -> float:
         """The number of labelled tokens."""
         self._balance, self._labelled = 0.0, sum(int((batch.labels >= 0).sum()) for batch in batches)
+        self.told = None if self.told is None else []
         return self._labelled
 
     def loss(self, batch: Batch) -> Tensor:
@@ -65,7 +67,8 @@ class TokenObjective:
 
     def token_loss(self, batch: Batch, routers: list[Tensor] | None) -> tuple[Tensor, int]:
         """(summed loss, number of labelled tokens); distill.py mixes the teacher's in."""
-        return token_loss(self.model, batch, self.machine.attention, routers)
+        told = self.told if self.model.training else None
+        return token_loss(self.model, batch, self.machine.attention, routers, told)
 
     def metrics(self) -> dict[str, float]:
         """How evenly a mixture's experts were used: 1 is even. `loss` in the log contains it, times its weight."""

@@ -9,21 +9,18 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from twllm.model.sizes import Size, train_flops_per_token
 from twllm.train import distributed
-from twllm.train.alarms import Alarm, AlarmLog, SpikeDetector, as_suspects, guilty
+from twllm.train.alarms import SHOWN, Alarm, AlarmLog, Document, SpikeDetector, Suspect, document_losses
 from twllm.train.ledger import NAME as LEDGER
 from twllm.train.machine import peak_tflops
-from twllm.train.parallel import inside
-from twllm.train.plots import plot_loss, plot_training
+from twllm.train.objective import TokenObjective
+from twllm.train.plots import BY_SHARD, MOST_SHARDS, plot_loss, plot_training
 from twllm.train.rows import read_rows
 from twllm.train.samples import SampleLog, Sampler
-from twllm.train.watch import NoWatcher, Watcher
+from twllm.train.watch import FACTS, NoWatcher, Watcher
 from twllm.train.watch_config import WatchConfig
 
 if TYPE_CHECKING:
@@ -42,7 +39,9 @@ class Observer:
         self, trainer: "Trainer", tokenizer: "ChatTokenizer", config: WatchConfig, chat: bool, alarms: bool, peak_tflops: float | None
     ) -> None:  # fmt: skip
         self.trainer, self.config, self.peak_tflops = trainer, config, peak_tflops
-        self.detector = SpikeDetector(config.alarm_z) if config.alarms and alarms else None
+        self.detector = SpikeDetector(config.alarm_z, trainer.data.shard_of) if config.alarms and alarms else None
+        if self.detector and isinstance(trainer.objective, TokenObjective):
+            trainer.objective.told = []
         context = trainer.config.context
         self.sampler = Sampler(config, tokenizer, chat, context) if config.prompts else None
         self.alarm_log: AlarmLog | None = None
@@ -57,7 +56,7 @@ class Observer:
         if self.detector:
             for row in read_rows(work / "metrics.jsonl"):
                 if 0 < row["step"] <= step and "loss" in row:
-                    self.detector.remember([row["loss"]], row.get("grad_norm", 0.0))
+                    self.detector.remember([row["loss"]])
 
     def watcher_facts(self) -> dict[str, Any]:
         """What the watcher is made with: the trackers' settings, and what MFU takes."""
@@ -67,55 +66,53 @@ class Observer:
             "peak_flops": 1e12 * (self.peak_tflops or known_peak(self.trainer.machine)) * distributed.count(),
         }
 
-    def before_update(self, step: int, batches: "Sequence[Batch]", summed: Sequence[float], norm: float) -> None:
-        """`summed`: each micro-batch's summed loss, in nats; `step` counts from 0."""
+    def before_update(
+        self, step: int, batches: "Sequence[Batch]", summed: Sequence[float], norm: float
+    ) -> dict[str, float]:
+        """`summed`: each micro-batch's summed loss, in nats; `step` counts from 0. Returns what is worth logging."""
         if not self.detector:
-            return
+            return {}
         labelled = [int((batch.labels >= 0).sum()) for batch in batches]
         losses = [loss / count for loss, count in zip(summed, labelled, strict=True) if count]
-        z = self.detector.score(losses, norm)
-        if anyone(self.detector.jumps(z)):
-            told = len(self.pending)
-            self._look(step + 1, batches, losses, norm, z[0])
-            self.pending[told:] = [alarm for found in distributed.gather(self.pending[told:]) for alarm in found]
-            if self.alarm_log and distributed.is_main():
-                for alarm in self.pending[told:]:
-                    self.alarm_log.write(alarm)
-        self.detector.remember(losses, norm)
-
-    def _look(self, step: int, batches: "Sequence[Batch]", losses: Sequence[float], norm: float, z: float) -> None:
-        assert self.detector
-        documents = [row for batch in batches for row in self._document_losses(batch)]
-        recent = self.detector.recent()
-        found = guilty(documents, recent) if recent else []
-        if not found and z < self.detector.limit:
-            return  # the norm swung, or another process has something; no document here is odd
-        named = found or sorted(documents, key=lambda row: -row[1] * row[2])[:3]
-        suspects = as_suspects(named, self.trainer.data.document_name)
-        usual = median(recent)
-        alarm = Alarm(
-            step, round(max(losses, default=usual), 4), round(usual, 4), round(z, 1), round(norm, 4), suspects
+        told = getattr(self.trainer.objective, "told", None) or []
+        documents = document_losses(batches, told) if len(told) == len(batches) else []
+        z, usual = self.detector.score(losses), self.detector.usual()
+        odd = self.detector.odd(documents) or (
+            self.detector.odd(documents, jumped=True) if z >= self.detector.limit else []
         )
-        self.pending.append(alarm)
-        if self.alarm_log:
-            self.alarm_log.write(alarm)
+        mine = []
+        if odd or z >= self.detector.limit:
+            suspects = [self._suspect(*row) for row in odd[:SHOWN]]
+            loss = round(max(losses, default=usual), 4)
+            numbers = (round(usual, 4), round(z, 1), round(norm, 4))
+            mine = [Alarm(step + 1, loss, *numbers, suspects, len(odd), len(documents))]
+        self.detector.remember(losses, documents)
+        if anyone(bool(mine)):
+            found = [alarm for alarms in distributed.gather(mine) for alarm in alarms]
+            self.pending += found
+            if self.alarm_log and distributed.is_main():
+                for alarm in found:
+                    self.alarm_log.write(alarm)
+        return self._loss_by_shard(documents)
 
-    @torch.no_grad()
-    def _document_losses(self, batch: "Batch") -> list[tuple[int, float, int]]:
-        """(document, mean loss, labelled tokens) of what the batch holds, with the weights that made the jump."""
-        from twllm.train.preference import sequence_logprobs
+    def _loss_by_shard(self, documents: Sequence[Document]) -> dict[str, float]:
+        """Mean loss of each shard's tokens in this step, where there are several."""
+        shards = self.trainer.data.shards
+        if not 2 <= len(shards) <= MOST_SHARDS:
+            return {}
+        sums = [0.0] * (2 * len(shards))
+        for document, loss, tokens in documents:
+            shard = self.trainer.data.shard_of(document)
+            sums[2 * shard] += loss * tokens
+            sums[2 * shard + 1] += tokens
+        found = zip(shards, *(iter(distributed.all_sum(sums)),) * 2, strict=True)
+        return {f"{BY_SHARD}{shard.folder.name}": total / tokens for shard, total, tokens in found if tokens}
 
-        model, machine = self.trainer.model, self.trainer.machine
-        model.eval()
-        with machine.autocast(), torch.compiler.set_stance("force_eager"):
-            found = inside(model, sequence_logprobs, model, batch.to(model.device), machine.attention)
-        sums = (-found).tolist()
-        model.train()
-        numbers = [document for row in batch.rows for document, _, _ in row.pieces]
-        counts = [int((batch.labels[row, start : start + length] >= 0).sum()) for row, start, length in batch.pieces]
-        return [
-            (number, total / count, count) for number, total, count in zip(numbers, sums, counts, strict=True) if count
-        ]
+    def _suspect(self, document: int, loss: float, tokens: int) -> Suspect:
+        assert self.detector
+        data = self.trainer.data
+        usual = self.detector.usual_of(data.shard_of(document))
+        return Suspect(*data.document_name(document), round(loss, 4), tokens, round(usual, 4))
 
     def after_step(self, step: int, watcher: Watcher | NoWatcher) -> None:
         """Show what came up in optimizer step `step` (from 1), and ask the prompts where it is time."""
@@ -157,7 +154,7 @@ def keep_logs(work: Path, out: Path, name: str) -> None:
     """A phase's logs beside its checkpoint, with `loss.png` and `training.png`."""
     rows, alarms = read_rows(work / "metrics.jsonl"), read_rows(work / "alarms.jsonl")
     (out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    for log in ("alarms.jsonl", "samples.jsonl", LEDGER):
+    for log in ("alarms.jsonl", "samples.jsonl", FACTS, LEDGER):
         if (work / log).is_file():
             shutil.copyfile(work / log, out / log)
     plot_loss(rows, out / "loss.png", name)

@@ -3,8 +3,8 @@
 Muon (arXiv 2502.16982) moves a matrix along the orthogonal factor of its averaged gradient, so that all directions learn at the same pace,
 scaled to the size of AdamW's usual step: both take the same `lr`. It is for the matrices between embedding and head; those two and
 the vectors stay with AdamW. In half of the tokens a tiny model answered twice as many questions (dev/LOG.md, one seed). Price: five rounds of three
-products a matrix and step; one moment less to keep. Not covered: adapters; processes that share matrices out (each step needs
-whole ones); matrices kept as one tensor for several experts (AdamW).
+products a matrix and step; one moment less to keep. Several processes share the matrices out (muon.py). Not covered: adapters; tensor
+parallel; matrices kept as one tensor for several experts (AdamW).
 """
 
 import math
@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from twllm.errors import UserError
-from twllm.train import distributed
+from twllm.train import muon
 from twllm.train.config import OptimConfig
 from twllm.train.parts import check_patterns, factor_of
 
@@ -56,7 +57,7 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(self, groups: list[dict[str, Any]], config: OptimConfig) -> None:
         parts = {flag: [group for group in groups if group["muon"] == flag] for flag in (True, False)}
-        self.muon = torch.optim.Muon(parts[True], lr=config.lr, adjust_lr_fn="match_rms_adamw")
+        self.muon = muon.Muon(parts[True], lr=config.lr, adjust_lr_fn="match_rms_adamw")
         self.rest = _adamw(parts[False], config)
         super().__init__([*self.muon.param_groups, *self.rest.param_groups], {})
 
@@ -76,7 +77,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
     """AdamW, fused, or Muon; weight decay (if any) on matrices only; groups (matrices, vectors) for each factor, 1 first.
 
     Raises:
-        UserError: `lr_factors` names no part of the model that is trained; Muon with several processes, or with nothing to do.
+        UserError: `lr_factors` names no part of the model that is trained; Muon with tensor parallel, or with nothing to do.
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     check_patterns(config.lr_factors, (name for name, _ in named), "lr_factors")
@@ -100,11 +101,11 @@ def hidden_matrices(model: nn.Module) -> set[str]:
     """Names of the trained matrices that are neither embedding nor head.
 
     Raises:
-        UserError: there are none, or several processes share the training.
+        UserError: there are none, or they are cut along two dimensions.
     """
-    if distributed.count() > 1:
-        what = "Muon 還不能分給多個行程 (Muon runs in one process)"
-        raise UserError(what, 'optimizer = "muon"', '用一個行程訓練，或 optimizer = "adamw"')
+    if any(isinstance(p, DTensor) and "tensor" in (p.device_mesh.mesh_dim_names or ()) for p in model.parameters()):
+        what = "Muon 不能和 tensor parallel 一起用 (no Muon with tensor parallel)"
+        raise UserError(what, 'optimizer = "muon"', 'tensor_parallel = 1，或 optimizer = "adamw"')
     tables = {
         id(weight) for module in model.modules() if isinstance(module, nn.Embedding) for weight in module.parameters()
     }

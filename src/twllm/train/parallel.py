@@ -3,9 +3,12 @@
 `sharding`  none: every process has all weights, gradients are summed (as DDP does); optimizer: weights, gradients and moments are
             shared out and the weights are gathered once a micro-batch (as ZeRO-2 does); full: gathered for each layer, forward
             and backward (ZeRO-3). `shard_ranks` below all of them: groups of so many share out, the groups are copies of each other.
-In bf16 the weights travel in bf16 and gradients are summed in fp32; the weights that are updated are fp32, as in one process.
-Gradients are summed, not averaged: the loss is divided by the step's global number of labelled tokens before.
-Not covered: context parallel (torch's ring attention has no mask for packed documents), pipeline and expert parallel, FP8. GPUs: not run here.
+In bf16 the layers' weights travel in bf16, embedding and head as they are, and gradients are summed in fp32; the weights that are updated
+are fp32, as in one process. An embedding that came in bf16 would make the residual stream bf16, and rows of its gradient be summed in
+bf16: the first loss was 9e-5 off, the gradient's norm 4e-3 (with it: 0 and 1e-6; what is left are norms, rounded once they are not 1).
+Gradients are summed, not averaged: the loss is divided by the step's global number of labelled tokens before. Processes that share out rows
+(context.py) are for all this processes with other data.
+Not covered: tensor with context parallel, pipeline and expert parallel, FP8. GPUs: not run here.
 """
 
 from collections.abc import Callable
@@ -17,12 +20,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate
 from transformers import PreTrainedModel
 
 from twllm.errors import UserError
 from twllm.train import distributed
 from twllm.train.config import MachineConfig
+from twllm.train.context import chunk_size, cut
+from twllm.train.data import Batch
 from twllm.train.machine import Machine
 
 T = TypeVar("T")
@@ -65,34 +70,55 @@ def inside(model: nn.Module, work: Callable[..., T], *args: Any) -> T:
 
 
 class Parallel:
-    """The place of this process among the others. In one process: number 0 of 1, and nothing is done to the model."""
+    """The place of this process among the others: number `rank` of `count` that have rows of their own. In one process: number 0 of 1,
+    and nothing is done to the model.
+    """
 
     def __init__(self, config: MachineConfig) -> None:
         self.config, self.rank, self.count = config, 0, 1
+        self._readers: list[Any] = []  # handles of tensor parallel's hooks
+        self.row: Any = None  # of the processes that share out a row, this one's mesh
         self.whole: Whole | None = None
         self.mesh: DeviceMesh | None = None
         if distributed.count() > 1:
             self._lay_out(distributed.count())
-        elif config.tensor_parallel > 1 or config.shard_ranks:
+        elif config.tensor_parallel > 1 or config.shard_ranks or config.context_parallel > 1:
             what = "只有一個行程，分不開 (one process: nothing to share out)"
-            raise UserError(what, "machine.tensor_parallel, shard_ranks", f"用 {distributed.TORCHRUN} 啟動")
+            keys = "machine.tensor_parallel, context_parallel, shard_ranks"
+            raise UserError(what, keys, f"用 {distributed.TORCHRUN} 啟動")
 
     def _lay_out(self, processes: int) -> None:
         config = self.config
-        self.count, rest = divmod(processes, config.tensor_parallel)
-        shards = 1 if config.sharding == "none" else config.shard_ranks or self.count
-        if rest or self.count % shards:
-            what = f"{processes} 個行程分不成 tensor_parallel {config.tensor_parallel} × shard_ranks {shards} (does not divide)"
-            raise UserError(what, "machine", "讓行程數是兩者的倍數")
+        tensor, context = config.tensor_parallel, config.context_parallel
+        members, rest = divmod(processes, tensor)  # to FSDP
+        shards = 1 if config.sharding == "none" else config.shard_ranks or members
+        if rest or members % shards or members % context:
+            asked = f"tensor_parallel {tensor} × context_parallel {context} × shard_ranks {shards}"
+            what = f"{processes} 個行程分不成 {asked} (does not divide)"
+            raise UserError(what, "machine", "讓行程數是它們的倍數")
         device = "cuda" if dist.get_backend() == "nccl" or "nccl" in str(dist.get_backend_config()) else "cpu"
-        shape = (self.count // shards, shards, config.tensor_parallel)
+        shape = (members // shards, shards, tensor)
         self.mesh = init_device_mesh(device, shape, mesh_dim_names=("replicate", "shard", "tensor"))
-        for name in self.mesh.mesh_dim_names or ():
-            distributed.wait_as_configured(self.mesh[name].get_group())
-        tensor = config.tensor_parallel
-        self.rank = distributed.rank() // tensor
+        meshes = [self.mesh[name] for name in self.mesh.mesh_dim_names or ()]
+        if context > 1:
+            rows = init_device_mesh(device, (members // context, context), mesh_dim_names=("rows", "context"))
+            self.row = rows["context"]
+            meshes.append(self.row)
+        for mesh in meshes:
+            distributed.wait_as_configured(mesh.get_group())
+        self.count, self.rank = members // context, distributed.rank() // tensor // context
         groups = [distributed.new_group(range(t, processes, tensor)) for t in range(tensor)]
         distributed.use_group(groups[distributed.rank() % tensor], (self.rank, self.count))
+
+    def cut(self, batch: Batch) -> Batch:
+        """What this process has of a micro-batch's rows."""
+        if self.row is None:
+            return batch
+        return cut(batch, self.row.get_local_rank(), self.row.size(), self.row.get_group())
+
+    def tokens(self, context: int) -> int:
+        """How many of a row's tokens this process has."""
+        return 2 * chunk_size(context, self.row.size()) if self.row is not None else context
 
     @property
     def fuses(self) -> bool:
@@ -102,9 +128,11 @@ class Parallel:
     @property
     def facts(self) -> dict[str, Any]:
         """For the manifest."""
-        assert self.mesh is not None
+        if self.mesh is None:
+            return {}
         names = self.mesh.mesh_dim_names or ()
-        return {"sharding": self.config.sharding, **dict(zip(names, self.mesh.shape, strict=True))}
+        sizes = {"context": self.row.size()} if self.row is not None else {}
+        return {"sharding": self.config.sharding, **dict(zip(names, self.mesh.shape, strict=True)), **sizes}
 
     def split(self, model: PreTrainedModel, machine: Machine) -> None:
         """Same weights everywhere first, then each process keeps its part.
@@ -121,20 +149,17 @@ class Parallel:
             for tensor in {id(t): t for t in (*model.parameters(), *model.buffers())}.values():
                 dist.broadcast(tensor, 0)
         if self.config.tensor_parallel > 1:
-            apply_tensor_plan(model, self.mesh["tensor"])
+            self._readers = apply_tensor_plan(model, self.mesh["tensor"])
         bf16 = machine.precision == "bf16"
-        policy = (
-            MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
-            if bf16
-            else MixedPrecisionPolicy()
-        )
+        low = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
         replicas = self.mesh.size(0) > 1 or self.mesh.size(1) == 1
         mesh = self.mesh["replicate", "shard"] if replicas else self.mesh["shard"]
-        options: dict[str, Any] = {"mesh": mesh, "mp_policy": policy}
         for layer in model.get_decoder().layers:
-            fully_shard(layer, **options, reshard_after_forward=self.config.sharding == "full")
+            fully_shard(
+                layer, mesh=mesh, mp_policy=low if bf16 else MixedPrecisionPolicy(), reshard_after_forward=self.config.sharding == "full"
+            )  # fmt: skip
         self.whole = Whole(model)
-        fully_shard(self.whole, **options, reshard_after_forward=False)
+        fully_shard(self.whole, mesh=mesh, reshard_after_forward=False)
         for module in self._modules():
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
@@ -189,6 +214,8 @@ class Parallel:
         for whole in self._modules():
             whole.__class__ = type(whole).__mro__[2]
         if self.config.tensor_parallel > 1:  # its hooks cut and join what goes through plain linear layers
+            for handle in self._readers:
+                handle.remove()
             for module in model.modules():
                 if isinstance(module, nn.Linear):
                     module._forward_pre_hooks.clear()
@@ -218,8 +245,9 @@ def full(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def apply_tensor_plan(model: PreTrainedModel, mesh: DeviceMesh) -> None:
-    """Cut the linear layers as transformers' `base_model_tp_plan` says, with torch's tensor parallel.
+def apply_tensor_plan(model: PreTrainedModel, mesh: DeviceMesh) -> list[Any]:
+    """Cut the linear layers as transformers' `base_model_tp_plan` says, with torch's tensor parallel; gives the handles of what was put
+    before modules whose matrices read one input.
 
     Raises:
         UserError: no plan, a style that is not for plain linear layers (a mixture's experts), or heads that do not divide.
@@ -245,6 +273,25 @@ def apply_tensor_plan(model: PreTrainedModel, mesh: DeviceMesh) -> None:
         raise UserError(what, config.model_type, 'tensor_parallel = 1，改用 sharding = "full"')
     styles = {"colwise": ColwiseParallel, "rowwise": RowwiseParallel}
     parallelize_module(model.get_decoder(), mesh, {name: styles[style]() for name, style in plan.items()})
+    parts = {name.rsplit(".", 1)[0].rsplit(".", 1)[-1] for name, style in plan.items() if style == "colwise"}
+    return [
+        getattr(layer, part).register_forward_pre_hook(_read_together(mesh), with_kwargs=True)
+        for layer in model.get_decoder().layers
+        for part in parts
+    ]
+
+
+def _read_together(mesh: DeviceMesh) -> Callable[..., Any]:
+    """They read one DTensor, so that the input's gradient is summed once and not for each of them: 4 sums of hidden states a layer, not 7."""
+
+    def hook(
+        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        x = args[0] if args else kwargs["hidden_states"]
+        told = DTensor.from_local(x, mesh, [Replicate()], run_check=False)
+        return ((told, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": told})
+
+    return hook
 
 
 def split_groups(optimizer: torch.optim.Optimizer) -> None:

@@ -1,5 +1,7 @@
 """One training phase from folders to a folder: the start weights, the shards, the loop, a Hugging Face checkpoint."""
 
+import shutil
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -43,6 +45,10 @@ def start_model(
             f"把 context 降到 {limit} 以下，或用 [base.rope] 加長",
         )
     old = ChatTokenizer.load(folder)
+    rows = len(found.get_input_embeddings().weight)
+    if rows < (needed := old.needed_rows):
+        what = f"分詞器要 {needed:,} 列詞嵌入，模型只有 {rows:,} 列 (the tokenizer is not this model's)"
+        raise UserError(what, folder, "放回這個模型原來的分詞器檔")
     if tokenizer.vocab_size > old.vocab_size:
         from twllm.model.vocabulary import resize_vocabulary
 
@@ -96,7 +102,8 @@ def train_phase(
 ) -> dict[str, Any]:  # fmt: skip
     """Train and fill `out` with the checkpoint, the logs and their pictures; returns the metrics for the manifest.
 
-    With several processes, process 0 fills it. With adapters, `out` is the merged model and `out/adapter` the adapter; `again` makes the start model anew (QLoRA needs it).
+    With several processes, process 0 fills it. With adapters, `out` is the merged model and `out/adapter` the adapter; `again` makes the start model anew: what was quantised or
+    rounded of it (adapters.py, frozen.py) is saved as it was.
     """
     from twllm.model.build import save, weights_fingerprint
     from twllm.train.distributed import explain_lost_process, is_main
@@ -105,6 +112,8 @@ def train_phase(
     with explain_lost_process(name):
         trainer = make_trainer(name, phase, weights, model, tokenizer, tokens, work, machine)
         chat, alarms = not isinstance(phase, PretrainConfig), not compares(phase)
+        tell_repeats(trainer)
+        tell_space(trainer, out.parent)
         trainer.observer = Observer(trainer, tokenizer, watch or WatchConfig(), chat, alarms, machine.peak_tflops)
         forgetting = _Watched(trainer, tokenizer) if phase.forgetting else None
     metrics = trainer.run()
@@ -112,10 +121,13 @@ def train_phase(
         return metrics
     if forgetting:
         metrics["forgetting"] = forgetting.report(out)
+    frozen = trainer.methods.frozen
     if adapter := trainer.methods.adapter:
         adapter.save(out / "adapter")
         tokenizer.save(out / "adapter")
-        model = adapter.merge(out / "adapter", again)
+        model = adapter.merge(out / "adapter", frozen, again)
+    else:
+        frozen.restore(model, again)
     save(model, tokenizer, out)
     keep_logs(work, out, name)
     parameters = sum(p.numel() for p in model.parameters())
@@ -125,6 +137,37 @@ def train_phase(
         "weights_fingerprint": weights_fingerprint(model.state_dict()),
         "template_fingerprint": tokenizer.template_fingerprint,
     }
+
+
+def tell_repeats(trainer: "Trainer") -> None:
+    """Little data and a large batch make one step that sees the same rows again and again, and learns next to nothing: say so."""
+    from twllm.train.distributed import is_main
+
+    wanted, rows, config = trainer.data.num_rows(trainer.config.epochs), trainer.plan.rows_per_step, trainer.config
+    if config.batch_tokens < config.context and is_main():
+        told = f"一步至少一列：batch_tokens {config.batch_tokens} 當作 context {config.context} (a step holds a row at least)"
+        print(f"※ {trainer.name}：{told}", file=sys.stderr)
+    if wanted < rows and is_main():
+        print(
+            f"※ {trainer.name}：epochs = {config.epochs:g} 只有 {wanted} 列，一步卻要 {rows} 列（batch_tokens {config.batch_tokens} ÷ context {config.context}），"
+            "所以只有一步，同樣的列在裡面重複 (less data than one batch)：把 batch_tokens 調小，或 epochs 調大",
+            file=sys.stderr,
+        )
+
+
+def tell_space(trainer: "Trainer", folder: Path) -> None:
+    """Say before the first step where the disk is too small for what comes: the result (fp32), and two states while the newer one is written."""
+    from twllm.train.distributed import is_main
+
+    sizes = [(p.numel(), p.requires_grad) for p in trainer.model.parameters()]
+    result, state = 4 * sum(n for n, _ in sizes), 12 * sum(n for n, trained in sizes if trained)
+    needed, free = result + 2 * state, shutil.disk_usage(folder).free
+    if free < needed and is_main():
+        print(
+            f"※ {trainer.name}：磁碟剩 {free / 1e9:.2f} GB，最多要 {needed / 1e9:.2f} GB（結果 {result / 1e9:.2f}，中斷點兩份各 {state / 1e9:.2f}）"
+            " (the disk may be too small)",
+            file=sys.stderr,
+        )
 
 
 class _Watched:

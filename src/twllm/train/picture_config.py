@@ -41,7 +41,7 @@ class DrawConfig(Config):
 
     pictures: int = Field(3000, ge=1, description="for training")
     held_out: int = Field(150, ge=1, description="other pictures, with questions for the evaluation")
-    seed: int = Field(1, description="which pictures")
+    seed: int = Field(1, ge=0, description="which pictures")
 
 
 class VisionConfig(Config):
@@ -53,7 +53,7 @@ class VisionConfig(Config):
     size: str | None = Field(None, description="an encoder from scratch instead: tiny")
     layer: int = Field(-2, description="whose layer's features are taken: -1 the last, -2 as LLaVA")
     multiple: int = Field(1, ge=1, description="the vocabulary, now with <image>, is filled up to a multiple of it")
-    seed: int = Field(1, description="the projector's first weights, and those of an encoder from scratch")
+    seed: int = Field(1, ge=0, description="the projector's first weights, and those of an encoder from scratch")
     draw: DrawConfig | None = Field(None, description="draw the pictures")
     encode: PicturePhaseConfig | None = Field(
         None,

@@ -4,7 +4,7 @@ The conversations are tokenised into the phase's work folder first, so that a ki
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -74,11 +74,11 @@ def save_encoder(model: Any, prepared: dict[str, Any], out: Path) -> None:
 
 def train_pictures(
     name: str, phase: PicturePhaseConfig, datasets: Sequence[DatasetConfig], start: tuple[Any, ChatTokenizer, dict[str, Any]], out: Path,
-    work: Path, machine: MachineConfig,
+    work: Path, machine: MachineConfig, again: Callable[[], tuple[Any, ...]] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Train and fill `out` with the checkpoint, `loss.png` and `metrics.jsonl`; returns the metrics for the manifest.
 
-    The phase "encode" trains the encoder alone, by its captions' tokens, and `out` is the encoder.
+    `again` makes `start` anew, for what frozen.py rounded. The phase "encode" trains the encoder alone, by its captions' tokens, and `out` is the encoder.
     """
     from twllm.model.build import weights_fingerprint
     from twllm.model.vision import picture_processor
@@ -106,7 +106,9 @@ def train_pictures(
         classes = CaptionTokens(data)
         model.caption_head = classes.head(int(model.config.vision_config.hidden_size))
         objective = partial(BagObjective, classes=classes)
-    metrics = Trainer(name, model, data, phase, machine, work, None, objective).run()
+    trainer = Trainer(name, model, data, phase, machine, work, None, objective)
+    metrics = trainer.run()
+    trainer.methods.frozen.restore(model, (lambda: again()[0]) if again else None)
     if name == "encode":
         del model.caption_head
         save_encoder(model, prepared, out)

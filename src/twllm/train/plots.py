@@ -23,6 +23,7 @@ PANELS = (
     ("grad_norm", "gradient norm", "tab:orange"),
     ("tokens_per_s", "tokens per second", "tab:purple"),
 )
+BY_SHARD, MOST_SHARDS = "loss_", 8  # more would be unreadable
 
 
 @cache
@@ -74,24 +75,37 @@ def smooth(values: Sequence[float], parts: int = 40) -> list[float]:
 
 
 def plot_training(metrics: list[dict[str, Any]], alarms: list[dict[str, Any]], target: Path, title: str) -> None:
-    """Four panels; training numbers thin, their running median thick, held-out losses as dots, alarms as red lines."""
+    """Four panels; training numbers thin, their running median thick, with several shards one of each; held-out losses as dots; alarms
+    as red lines, with a cross at the loss of the worst document.
+    """
     with picture(target, 11, 6.5) as figure:
         figure.suptitle(shown(title))
         for place, (key, label, colour) in enumerate(PANELS, 1):
             axes = figure.add_subplot(2, 2, place)
             points = [(row["step"], row[key]) for row in metrics if key in row and row["step"]]
+            shards = (
+                sorted({name for row in metrics for name in row if name.startswith(BY_SHARD)}) if key == "loss" else []
+            )
             if points:
                 steps, values = zip(*points, strict=True)
-                thick = values if key == "lr" else smooth(values)
                 axes.plot(steps, values, linewidth=0.6, alpha=0.4, color=colour)
-                axes.plot(steps, thick, linewidth=1.8, color=colour, label="running median")
-            held = _held_out(metrics) if key == "loss" else []
-            if held:
-                axes.plot(*zip(*held, strict=True), "o-", color="tab:red", markersize=4, label="held out")
-            if key == "loss" and (points or held):
-                axes.legend(frameon=False)
+                if not shards:
+                    thick = values if key == "lr" else smooth(values)
+                    axes.plot(steps, thick, linewidth=1.8, color=colour, label="running median")
+            for name in shards:
+                found = [(row["step"], row[name]) for row in metrics if name in row]
+                steps, heights = zip(*found, strict=True)
+                axes.plot(steps, smooth(heights), linewidth=1.8, label=f"shard {shown(name.removeprefix(BY_SHARD))}")
+            if held := _held_out(metrics) if key == "loss" else []:
+                axes.plot(*zip(*held, strict=True), "o-", color="black", linewidth=1, markersize=4, label="held out")
             for alarm in alarms:
-                axes.axvline(alarm["step"], color="tab:red", linewidth=0.8, alpha=0.6)
+                axes.axvline(alarm["step"], color="tab:red", linewidth=0.6, alpha=0.4)
+            if key == "loss":
+                worst = [(alarm["step"], alarm["documents"][0]["loss"]) for alarm in alarms if alarm["documents"]]
+                if worst:
+                    axes.plot(*zip(*worst, strict=True), "x", color="tab:red", label="named document")
+                if axes.get_legend_handles_labels()[0]:
+                    axes.legend(frameon=False, fontsize=8)
             if key == "grad_norm" and points and min(values) > 0:
                 axes.set_yscale("log")
             axes.set(xlabel="optimizer step", ylabel=label)

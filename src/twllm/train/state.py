@@ -33,7 +33,11 @@ from twllm.train import distributed
 from twllm.train.parallel import local
 
 FAILURES = 3  # full disks in a row before a run gives up; chosen
-ABOUT_RANKS = ("threads", "attention", "compile")  # of the machine: may differ where the number of processes does
+LAST_BITS = (
+    "machine.threads",
+    "machine.attention",
+    "machine.compile",
+)  # may differ from the state's: another computer, other cores
 
 
 def save_tensors(tensors: Mapping[str, Tensor], folder: Path, group: Any = None) -> None:
@@ -227,14 +231,18 @@ def load_state(
 
 
 def _check_same_run(saved: Mapping[str, Any], facts: Mapping[str, Any], folder: Path) -> None:
-    moved = saved.get("processes") != facts.get("processes")
-    differing = []
+    """Whether the state's run is this one. Threads, attention and compiling may change: only last bits do, and that is told."""
+    changed: dict[str, str] = {}
     for key in sorted(facts.keys() - {"processes"}):
         old, new = saved.get(key), json.loads(json.dumps(facts[key]))
-        if key == "machine" and moved and old:
-            old, new = ({k: v for k, v in m.items() if k not in ABOUT_RANKS} for m in (old, new))
-        if old != new:
-            differing.append(key)
-    if differing:
-        what = f"中斷點與現在的設定不同 (state of another run): {'、'.join(differing)}"
+        both = (old, new) if isinstance(old, dict) and isinstance(new, dict) else ({"": old}, {"": new})
+        for part in sorted(both[0].keys() | both[1].keys()):
+            if both[0].get(part) != both[1].get(part):
+                changed[f"{key}.{part}".rstrip(".")] = f"{both[0].get(part)} → {both[1].get(part)}"
+    if differing := {name: how for name, how in changed.items() if name not in LAST_BITS}:
+        told = "、".join(f"{name} {how}" for name, how in differing.items())
+        what = f"中斷點與現在的設定不同 (state of another run): {told}"
         raise UserError(what, folder, "刪除這個資料夾重新訓練，或還原設定")
+    if changed and saved.get("processes") == facts.get("processes") and distributed.is_main():
+        told = "、".join(f"{name} {how}" for name, how in changed.items())
+        print(f"※ {told}：照樣接續，權重只在最後幾位和不換時不同 (goes on; last bits differ)", file=sys.stderr)

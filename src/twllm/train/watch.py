@@ -15,9 +15,10 @@ from typing import Any
 
 from rich.console import Console
 from rich.live import Live
+from rich.text import Text
 
 from twllm.artifact import write_json
-from twllm.train.live import View, clock, draw, facts_line
+from twllm.train.live import View, clock, draw, facts_line, printable
 from twllm.train.rows import cut_rows
 from twllm.train.trackers import open_trackers
 from twllm.train.watch_config import WatchConfig
@@ -51,7 +52,7 @@ class Watcher:
         self.view.rows += kept
         self._console = Console(stderr=True, highlight=False)
         self._live = Live(console=self._console, auto_refresh=False, transient=True) if sys.stderr.isatty() else None
-        self._shown = time.perf_counter()
+        self._shown = self._next = time.perf_counter()
 
     def log(self, step: int, tokens: int, **values: float) -> None:
         """Record one optimizer step (`step` counts from 1) that saw `tokens` tokens."""
@@ -73,22 +74,22 @@ class Watcher:
         """Something is wrong with the data, or the learning rate."""
         self.view.alarms.append(text)
         self._trackers.text("alarm", text, step)
-        self._console.print(f"[bold red]⚠[/] {self.view.name}：", end="")
-        self._console.print(text, markup=False)
+        self._console.print(Text.assemble(("⚠ ", "bold red"), f"{self.view.name}：{printable(text)}"))
 
     def sample(self, step: int, prompts: Sequence[str], answers: Sequence[str]) -> None:
         """What the model says now."""
         self.view.samples = [{"step": step, "prompt": p, "answer": a} for p, a in zip(prompts, answers, strict=True)]
         self._trackers.text("samples", "\n\n".join(f"{p}\n→ {a}" for p, a in zip(prompts, answers, strict=True)), step)
         if self._live:
-            self._live.update(draw(self.view), refresh=True)
+            self._live.update(draw(self.view, self._console.width), refresh=True)
 
     def _show(self, step: int, row: dict[str, Any]) -> None:
         now, last = time.perf_counter(), step == self.view.steps
         if self._live:
-            if now - self._shown > DRAW_EVERY_S or last:
-                self._live.update(draw(self.view), refresh=True)
-                self._shown = now
+            if now > self._next or last:
+                self._live.update(draw(self.view, self._console.width), refresh=True)
+                done = time.perf_counter()
+                self._next = done + max(DRAW_EVERY_S, 9 * (done - now))  # a slow terminal takes a tenth at most
         elif now - self._shown > PLAIN_EVERY_S:
             eta = clock(self.view.eta_s())
             self._console.print(

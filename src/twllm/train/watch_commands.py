@@ -1,8 +1,11 @@
 """`twllm train watch RUN`: the live view of a run that trains in another process, or how a finished one went."""
 
+import glob
 import json
+import re
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +13,8 @@ import typer
 
 if TYPE_CHECKING:
     from twllm.train.live import View
+
+DONE = "完成 done"
 
 
 def watch(
@@ -28,6 +33,7 @@ def watch(
     from rich.console import Console
     from rich.live import Live
 
+    from twllm.artifact import is_running
     from twllm.train.live import draw
     from twllm.train.plots import plot_training
     from twllm.train.rows import read_rows
@@ -36,17 +42,21 @@ def watch(
     if plot:
         plot_training(read_rows(folder / "metrics.jsonl"), read_rows(folder / "alarms.jsonl"), plot, str(run))
     console = Console(highlight=False)
+    view = read_view(folder)
     if once or not console.is_terminal:
-        console.print(draw(read_view(folder)))
+        console.print(draw(view, console.width))
         return
-    with Live(draw(read_view(folder)), console=console, auto_refresh=False) as live:
+    pause = every
+    with suppress(KeyboardInterrupt), Live(console=console, auto_refresh=False) as live:
         while True:
+            live.update(draw(view, console.width), refresh=True)
+            if view.state == DONE and (phase or not is_running(folder.parent)):  # else the next phase is to come
+                return
+            time.sleep(pause)
+            began = time.perf_counter()
             folder = find_phase(run, phase)  # the next phase may have begun; a finished one moves to its own folder
             view = read_view(folder)
-            live.update(draw(view), refresh=True)
-            if view.last.get("step", 0) >= view.steps and phase:
-                return
-            time.sleep(every)
+            pause = max(every, 9 * (time.perf_counter() - began))  # long logs must not cost the training a core
 
 
 def seen(
@@ -73,7 +83,7 @@ def find_phase(run: Path, phase: str | None) -> Path:
         run,
         *run.glob("*"),
         *run.glob(".work/*"),
-        *run.parent.glob(f".{run.name}.work-*"),
+        *run.parent.glob(f".{glob.escape(run.name)}.work-*"),
         *run.glob(".*.partial-*"),
     ]
     found = [place for place in places if (place / "metrics.jsonl").is_file()]
@@ -98,8 +108,25 @@ def _names(folder: Path) -> Iterator[str]:
         yield str(json.loads((folder / FACTS).read_text(encoding="utf-8"))["name"])
 
 
+def state_of(folder: Path, last_s: float) -> str:
+    """Whether the phase in `folder` is done, or going on ("": as the numbers say), or was interrupted. By the lock: a run on
+    another host is known only where the file system shares locks, so the time since the last step is told.
+    """
+    from twllm.artifact import MANIFEST, is_running
+    from twllm.train.live import clock
+
+    if (folder / MANIFEST).is_file():
+        return DONE
+    run = folder.parent.parent if folder.parent.name == ".work" else folder.parent
+    beside = re.match(r"\.(.+)\.(work|partial)-", folder.name)
+    if is_running(run, run / f".{beside[1]}.lock" if beside else None):
+        return ""
+    return f"沒有在跑 (not running)，上一步在 {clock(last_s)} 前；用同一個指令接續 (the same command goes on)"
+
+
 def read_view(folder: Path) -> "View":
     """What the files say."""
+    from twllm.train.alarms import as_text
     from twllm.train.live import View
     from twllm.train.rows import read_rows
     from twllm.train.watch import FACTS
@@ -110,11 +137,8 @@ def read_view(folder: Path) -> "View":
         facts |= json.loads((folder / FACTS).read_text(encoding="utf-8"))
     view = View(str(facts["name"]), int(facts["steps"]))
     view.rows += rows
+    view.state = state_of(folder, max(0.0, time.time() - (folder / "metrics.jsonl").stat().st_mtime))
     samples = read_rows(folder / "samples.jsonl")
     view.samples = [row for row in samples if row["step"] == samples[-1]["step"]]
-    view.alarms = [
-        f"第 {a['step']} 步 {a['loss']:.2f}（平常 {a['usual']:.2f}）："
-        + "、".join(f"{d['shard']} 的 {d['document']}" for d in a["documents"][:3])
-        for a in read_rows(folder / "alarms.jsonl")
-    ]
+    view.alarms = [as_text(row) for row in read_rows(folder / "alarms.jsonl")]
     return view

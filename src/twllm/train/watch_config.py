@@ -14,7 +14,9 @@ class WatchConfig(Config):
     sample_every: int = Field(0, ge=0, description="steps between answers to `prompts`; 0: none")
     sample_tokens: int = Field(64, ge=1, description="longest answer, in tokens")
     alarms: bool = Field(True, description="name the documents at fault when the loss jumps")
-    alarm_z: float = Field(8.0, gt=0, description="a jump is so many robust standard deviations above the usual loss")
+    alarm_z: float = Field(
+        8.0, gt=0, description="a jump is so many robust standard deviations above the usual loss; less: more alarms"
+    )
     wandb_project: str | None = Field(
         None, description="Weights & Biases project; WANDB_MODE=offline keeps it on this machine"
     )
