@@ -30,8 +30,8 @@ from twllm.model.deepen import deepen
 from twllm.model.prune import prune
 from twllm.model.shape_config import PruneConfig
 from twllm.model.sizes import SIZES
+from twllm.pipeline.run import run_recipe
 from twllm.recipe import load_recipe
-from twllm.run import run_recipe
 from twllm.tokens.shards import TokenShard
 from twllm.tokens.tokenizer import ChatTokenizer
 from twllm.train.config import MachineConfig, PretrainConfig, SftConfig

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from twllm.plan import dry_run
+from twllm.planning.plan import dry_run
 from twllm.planning.speed import duration
 from twllm.recipe import load_machine, load_recipe
 from twllm.train.gpus import GIB, GPUS, find_gpu

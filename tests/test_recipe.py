@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from twllm.checks import check_recipe
 from twllm.errors import UserError
+from twllm.pipeline.checks import check_recipe
 from twllm.recipe import describe, load_recipe
 
 RECIPES = Path(__file__).parents[1] / "recipes"

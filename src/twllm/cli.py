@@ -9,21 +9,21 @@ import typer
 
 from twllm.corpus import commands_dedup, commands_privacy, commands_region
 from twllm.corpus.commands import check, convert
-from twllm.corpus_commands import app as corpus_app
+from twllm.corpus.commands_build import app as corpus_app
 from twllm.doctor.commands import doctor
 from twllm.errors import UserError
 from twllm.evaluate.commands import app as eval_app
 from twllm.evaluate.compare import compare
-from twllm.export_commands import export
+from twllm.export.commands import export
 from twllm.feedback.commands import app as feedback_app
-from twllm.model_commands import app as model_app
+from twllm.model.commands import app as model_app
+from twllm.pipeline.commands_vision import app as vision_app
 from twllm.planning.commands import plan, print_dry_run
 from twllm.serve.commands import register as register_serving
 from twllm.synth.commands import app as synth_app
-from twllm.tokenizer_commands import app as tokenizer_app
+from twllm.tokens.commands import app as tokenizer_app
 from twllm.train.launch import deepspeed_config, slurm
 from twllm.train.watch_commands import seen, watch
-from twllm.vision_commands import app as vision_app
 
 app = typer.Typer(
     name="twllm", no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
@@ -119,7 +119,7 @@ def run(
     if dry_run:
         print_dry_run(loaded, folder, settings)
         return
-    from twllm.run import run_recipe
+    from twllm.pipeline.run import run_recipe
 
     run_recipe(loaded, folder, settings, until)
 
@@ -131,7 +131,7 @@ def status(folder: Annotated[Path, typer.Argument(help="執行資料夾 (run fol
     from rich.markup import escape
     from rich.table import Table
 
-    from twllm.run import run_status
+    from twllm.pipeline.run import run_status
 
     marks = {
         "done": "[green]✓ 完成[/]",

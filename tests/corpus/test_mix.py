@@ -127,8 +127,8 @@ def test_an_epoch_of_training_has_the_shares_and_its_order_comes_from_the_manife
 
 
 def test_other_shares_make_training_stale_and_nothing_before_it(tmp_path: Path) -> None:
+    from twllm.pipeline.stages import build_stages
     from twllm.recipe import load_recipe
-    from twllm.stages import build_stages
 
     recipe = tmp_path / "r.toml"
     recipe.write_text(

@@ -14,7 +14,7 @@ from twllm.doctor.findings import Finding, has_fault
 from twllm.doctor.folder import check_folder
 from twllm.doctor.gguf import check_gguf
 from twllm.doctor.modelfile import check_modelfile
-from twllm.export import Export, export
+from twllm.export.build import Export, export
 
 pytest.importorskip("gguf")
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from twllm.errors import UserError
 from twllm.model.average import average
 from twllm.model.build import load
-from twllm.model_commands import average_models
+from twllm.model.commands import average_models
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from tests.model.test_vocabulary import dense
 from tests.tokens.extend_bases import byte_level_base, corpus
 from twllm.errors import UserError
 from twllm.model.build import load, save
+from twllm.pipeline.run import run_recipe
 from twllm.recipe import load_machine, load_recipe
-from twllm.run import run_recipe
 from twllm.tokens.tokenizer import ChatTokenizer
 
 RECIPE = """
@@ -68,7 +68,7 @@ def test_moe_recipe_is_the_tiny_one_but_for_the_experts() -> None:
     moe, tiny = (load_recipe(folder / f"{name}.toml").recipe for name in ("moe", "tiny"))
     assert moe.sft == tiny.sft and moe.pretrain == tiny.pretrain
     assert moe.base.moe is not None and moe.base.moe.before == "sft" and moe.base.moe.granularity == moe.base.moe.top_k
-    from twllm.plan import dry_run
+    from twllm.planning.plan import dry_run
     from twllm.train.config import MachineConfig
 
     plans = [dry_run(load_recipe(folder / f"{name}.toml"), None, MachineConfig(), 1.0) for name in ("moe", "tiny")]

@@ -7,13 +7,13 @@ import pytest
 
 from tests.model.test_vocabulary import dense
 from tests.tokens.extend_bases import byte_level_base
-from twllm.checks import check_recipe
 from twllm.errors import UserError
 from twllm.model.build import load, save
 from twllm.model.sizes import Size, count_parameters
+from twllm.pipeline.checks import check_recipe
+from twllm.pipeline.run import run_recipe
+from twllm.pipeline.stages import build_stages
 from twllm.recipe import load_machine, load_recipe
-from twllm.run import run_recipe
-from twllm.stages import build_stages
 
 RECIPE = """
 name = "smaller"
@@ -86,7 +86,7 @@ def test_deepen_in_a_run(folder: Path) -> None:
 
 
 def test_the_dry_run_counts_what_is_left(folder: Path) -> None:
-    from twllm.plan import dry_run
+    from twllm.planning.plan import dry_run
     from twllm.train.config import MachineConfig
 
     def parameters() -> int:

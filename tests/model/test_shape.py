@@ -241,7 +241,7 @@ def test_the_plan_knows_the_shape() -> None:
 
 
 def test_commands(tmp_path: Path, tiny_tokenizer: ChatTokenizer, capsys: pytest.CaptureFixture[str]) -> None:
-    from twllm.size_commands import deepen_model, prune_model
+    from twllm.model.commands_size import deepen_model, prune_model
 
     save(base(tied=True), tiny_tokenizer, tmp_path / "base")
     (tmp_path / "texts.txt").write_text("\n".join(SENTENCES * 10), encoding="utf-8")

@@ -59,7 +59,7 @@ def test_cache_is_what_transformers_keeps() -> None:
 
 
 def test_rows_and_command(capsys: pytest.CaptureFixture[str]) -> None:
-    from twllm.size_commands import sizes
+    from twllm.model.commands_size import sizes
 
     row = size_row("1b", 32_000, 2048)
     assert (row.parameters, row.weight_bytes, row.train_bytes) == (1_100_048_384, 2_200_096_768, 17_600_774_144)

@@ -182,7 +182,7 @@ def test_expert_use(tmp_path: Path, tiny_tokenizer: ChatTokenizer) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*")  # the picture's font
 def test_commands(tmp_path: Path, tiny_tokenizer: ChatTokenizer, capsys: pytest.CaptureFixture[str]) -> None:
-    from twllm.model_commands import experts_report, upcycle_model
+    from twllm.model.commands import experts_report, upcycle_model
 
     save(dense(), tiny_tokenizer, tmp_path / "dense")
     upcycle_model(str(tmp_path / "dense"), tmp_path / "moe", experts=4, top_k=2, granularity=2)

@@ -145,7 +145,7 @@ def test_trains_saves_and_becomes_gguf(tokenizers: Tokenizers, tmp_path: Path) -
 
 
 def test_command(tokenizers: Tokenizers, tmp_path: Path) -> None:
-    from twllm.model_commands import resize
+    from twllm.model.commands import resize
 
     old, new = tokenizers
     save(dense(old), old, tmp_path / "base")

@@ -106,7 +106,7 @@ def test_plan_for_scripts_and_eyes(tmp_path: Path) -> None:
 
 
 def test_pictures_and_a_teacher_are_in_the_plan(tmp_path: Path, tiny_checkpoint: Path) -> None:
-    from twllm.plan import dry_run
+    from twllm.planning.plan import dry_run
     from twllm.train.config import MachineConfig
 
     seen = dry_run(load_recipe(ROOT / "recipes" / "vision.toml"), None, MachineConfig(), 1.0)
@@ -125,7 +125,7 @@ def test_pictures_and_a_teacher_are_in_the_plan(tmp_path: Path, tiny_checkpoint:
 
 
 def test_a_context_beyond_the_model_is_refused() -> None:
-    from twllm.plan import recipe_model
+    from twllm.planning.plan import recipe_model
 
     loaded = load_recipe(ROOT / "recipes" / "1b.toml", ["sft.context=4096"], unset_ok=True)
     with pytest.raises(UserError, match="longer than the model's positions"):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from twllm.model_commands import average_models
+from twllm.model.commands import average_models
 from twllm.recipe import Recipe
 from twllm.release.card import carry_card, model_card
 from twllm.release.facts import ModelFacts, data_uses, facts_of_folder, facts_of_run

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from twllm.errors import UserError
-from twllm.export_losses import PlainModel, measure_folder
+from twllm.export.losses import PlainModel, measure_folder
 from twllm.model.build import save
 from twllm.release.quantise import calibration, group_size, quantise
 from twllm.tokens.tokenizer import ChatTokenizer
@@ -92,7 +92,7 @@ def test_four_bits_by_gptqmodel(method: str, wide: Path, tmp_path: Path) -> None
     out.mkdir()
     code = (
         "import sys; from pathlib import Path; from twllm.release.quantise import quantise\n"
-        "from twllm.export_losses import measure_folder\n"
+        "from twllm.export.losses import measure_folder\n"
         "w, o, t, m = sys.argv[1:]; print('FACTS', quantise(Path(w), Path(o), m, 16))\n"
         "a, b = measure_folder(Path(w), Path(t), 0), measure_folder(Path(o), Path(t), 0)\n"
         "assert abs(a['bits'] - b['bits']) < 1.0, (a, b); print('OPENED')"

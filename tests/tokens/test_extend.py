@@ -161,7 +161,7 @@ def test_other_vocabularies_are_refused() -> None:
 def test_command(pairs: dict[str, Pair], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import json
 
-    from twllm.tokenizer_commands import tokenizer_extend
+    from twllm.tokens.commands import tokenizer_extend
 
     base, _ = pairs["llama-bpe"]
     base.save(tmp_path / "base")

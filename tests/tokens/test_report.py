@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from twllm.checks import check_recipe
 from twllm.cli import main
 from twllm.errors import UserError
+from twllm.pipeline.checks import check_recipe
 from twllm.recipe import load_recipe
 from twllm.tokens.config import DatasetConfig
 from twllm.tokens.report import dataset_report

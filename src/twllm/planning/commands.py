@@ -10,7 +10,7 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from twllm.plan import DryRun
+    from twllm.planning.plan import DryRun
     from twllm.planning.search import Choice, PhaseCost
     from twllm.recipe import Loaded
     from twllm.train.config import MachineConfig
@@ -42,10 +42,10 @@ def plan(
     from rich.console import Console
 
     from twllm import artifact
-    from twllm.checks import check_recipe
     from twllm.errors import UserError
-    from twllm.plan import plan_phases, recipe_model
+    from twllm.pipeline.checks import check_recipe
     from twllm.planning.advice import advise
+    from twllm.planning.plan import plan_phases, recipe_model
     from twllm.planning.plot import draw
     from twllm.planning.search import HEADROOM, best_of_each, cuts, phase_cost, search
     from twllm.recipe import load_recipe
@@ -257,7 +257,7 @@ def print_dry_run(loaded: "Loaded", out: Path, machine: "MachineConfig") -> None
     from rich.markup import escape
     from rich.table import Column, Table
 
-    from twllm.plan import dry_run
+    from twllm.planning.plan import dry_run
     from twllm.planning.speed import duration
     from twllm.train.gpus import GIB, find_gpu
 

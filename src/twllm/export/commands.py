@@ -49,8 +49,8 @@ def export(
     from rich.console import Console
 
     from twllm.corpus.licences import DataUse
-    from twllm.export import Export
-    from twllm.export import export as write
+    from twllm.export.build import Export
+    from twllm.export.build import export as write
 
     uses = []
     for text in data or ():

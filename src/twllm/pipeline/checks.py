@@ -9,7 +9,7 @@ from twllm import data
 from twllm.errors import UserError, did_you_mean, require_file
 from twllm.evaluate.sources import DATASETS, find_files, read_items, with_gold
 from twllm.evaluate.task import find_tasks
-from twllm.export import check_release
+from twllm.export.build import check_release
 from twllm.model.rope import context_limit, scaled
 from twllm.model.sizes import SIZES
 from twllm.recipe import Loaded, Recipe

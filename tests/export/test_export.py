@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from twllm.cli import app
 from twllm.corpus.licences import DataUse
 from twllm.errors import UserError
-from twllm.export import Export, check_release, export, write_release
+from twllm.export.build import Export, check_release, export, write_release
 from twllm.model.build import save
 from twllm.recipe import Recipe
 from twllm.tokens.contract import TemplateMismatch

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from twllm import artifact, data
-from twllm.checks import check_recipe, phases
 from twllm.errors import UserError
 from twllm.model.hub_shapes import HUB_SHAPES
 from twllm.model.shape_config import planned
 from twllm.model.sizes import SIZES, Size, count_parameters
+from twllm.pipeline.checks import check_recipe, phases
+from twllm.pipeline.run import stale_reason
+from twllm.pipeline.stages import build_stages, config_datasets
 from twllm.planning.host import Host, host_memory
 from twllm.planning.job import ALL_LINEAR, Adapter, Experts, Precision, expert_parameters, layer_parameters
 from twllm.planning.memory import Memory, step_memory
@@ -26,8 +28,6 @@ from twllm.planning.pictures import picture_phases
 from twllm.planning.search import How, Model, Phase, job_of, phase_cost
 from twllm.planning.speed import again, cpu_seconds, step_flops
 from twllm.recipe import Loaded, Recipe
-from twllm.run import stale_reason
-from twllm.stages import build_stages, config_datasets
 from twllm.tokens.config import DatasetConfig
 from twllm.train.config import FeedbackConfig, MachineConfig, OptimConfig
 from twllm.train.gpus import find_gpu

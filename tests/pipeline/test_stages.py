@@ -15,12 +15,12 @@ import pytest
 from twllm import artifact
 from twllm.artifact import lock
 from twllm.errors import UserError
+from twllm.pipeline.run import run_recipe, run_status
+from twllm.pipeline.stages import build_stages
 from twllm.recipe import load_recipe
-from twllm.run import run_recipe, run_status
-from twllm.stages import build_stages
 from twllm.train.config import MachineConfig
 
-TINY = Path(__file__).parents[1] / "recipes" / "tiny.toml"
+TINY = Path(__file__).parents[2] / "recipes" / "tiny.toml"
 SMALL = [
     "pretrain.max_tokens=3000",
     "sft.max_tokens=3000",
@@ -221,7 +221,7 @@ def test_status_and_rerun_from_another_folder(tmp_path: Path, monkeypatch: pytes
 
 
 def test_folders_of_an_earlier_recipe_are_not_in_the_report(finished: Path) -> None:
-    from twllm.report import collect
+    from twllm.pipeline.report import collect
 
     loaded = load_recipe(TINY, [*SMALL, "evaluate.ablations=[]"])
     report = collect(loaded.recipe, finished, list(build_stages(loaded)))

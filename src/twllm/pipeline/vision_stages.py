@@ -17,8 +17,8 @@ from twllm.tokens.config import DatasetConfig
 from twllm.train.picture_config import PicturePhaseConfig, VisionConfig
 
 if TYPE_CHECKING:
+    from twllm.pipeline.stages import Context, Facts, Stage
     from twllm.recipe import BaseConfig
-    from twllm.stages import Context, Facts, Stage
 
 PICTURES, EVALUATION = "pictures", "evaluate-vision"
 FILES = {"encode": "captions.jsonl", "align": "captions.jsonl", "instruct": "instruct.jsonl"}
@@ -43,7 +43,7 @@ def add_vision(vision: VisionConfig, found: list[Stage], chat: str, base: BaseCo
 
 
 def _draw_stage(vision: VisionConfig) -> Stage:
-    from twllm.stages import Stage
+    from twllm.pipeline.stages import Stage
 
     draw = vision.draw
     assert draw is not None
@@ -60,7 +60,7 @@ def _phase_stage(
     vision: VisionConfig, name: str, phase: PicturePhaseConfig, start: str, encoder: str, base: BaseConfig
 ) -> Stage:
     """`start`: the stage whose model learns, a chat model at first; `encoder`: the stage that made one."""
-    from twllm.stages import Stage
+    from twllm.pipeline.stages import Stage
 
     first = name == "encode" or start not in FILES
     config: Facts = phase.model_dump(mode="json", exclude=phase.unseen)
@@ -99,7 +99,7 @@ def _drawn(folder: Path, file: str) -> DatasetConfig:
 
 
 def _evaluate_stage(vision: VisionConfig, model: str) -> Stage:
-    from twllm.stages import Stage
+    from twllm.pipeline.stages import Stage
 
     files = {vision.questions: hash_path(vision.questions)} if vision.questions else {}
 

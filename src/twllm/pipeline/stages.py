@@ -65,7 +65,7 @@ def build_stages(loaded: Loaded) -> dict[str, Stage]:
     for variant, names in chain.items():
         last[variant] = _add_training(recipe, found, variant, names)
     if recipe.vision:
-        from twllm.vision_stages import add_vision
+        from twllm.pipeline.vision_stages import add_vision
 
         last["full"] = add_vision(recipe.vision, found, last["full"], recipe.base)
     found += [_evaluate_stage(recipe, variant, model, chain[variant]) for variant, model in last.items()]
@@ -369,10 +369,10 @@ def _release_stage(recipe: Recipe, model: str, data_sets: tuple[str, ...]) -> St
     seeing = ("evaluate-vision",) if gate is not None else ()
 
     def run(c: Context) -> Facts:
-        from twllm.export import write_release
+        from twllm.export.build import write_release
 
         if recipe.vision and seeing:
-            from twllm.vision_stages import check_picture_gate
+            from twllm.pipeline.vision_stages import check_picture_gate
 
             check_picture_gate(recipe.vision, c.inputs["evaluate-vision"])
         folders = [c.inputs[name] for name in data_sets]

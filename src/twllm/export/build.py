@@ -16,7 +16,7 @@ from typing import Any
 from twllm.artifact import hash_path, write_folder, write_manifest
 from twllm.corpus.licences import DataUse
 from twllm.errors import UserError, did_you_mean
-from twllm.export_losses import QUESTIONS, loss_row, measure_folder, measure_gguf, try_measuring
+from twllm.export.losses import QUESTIONS, loss_row, measure_folder, measure_gguf, try_measuring
 from twllm.model.hub import fetch
 from twllm.recipe import Recipe
 from twllm.release.bf16 import write_bf16

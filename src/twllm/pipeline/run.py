@@ -16,10 +16,10 @@ from rich.console import Console
 from rich.markup import escape
 
 from twllm import artifact
-from twllm.checks import check_recipe, phases
 from twllm.errors import UserError, did_you_mean
+from twllm.pipeline.checks import check_recipe, phases
+from twllm.pipeline.stages import Context, Stage, build_stages
 from twllm.recipe import Loaded, Recipe
-from twllm.stages import Context, Stage, build_stages
 from twllm.train.config import MachineConfig
 
 T = TypeVar("T")
@@ -227,7 +227,7 @@ def _state(stage: Stage, stages: dict[str, Stage], out: Path, running: bool) -> 
 
 def write_run_report(recipe: Recipe, out: Path, stages: list[str]) -> None:
     """`report.json`, `report.md` and the pictures, from the stages' folders."""
-    from twllm.report import write_report
+    from twllm.pipeline.report import write_report
 
     report = write_report(recipe, out, stages)
     Console(file=sys.stdout, highlight=False).print(report, markup=False)  # it holds what a model said

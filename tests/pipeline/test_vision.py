@@ -14,18 +14,18 @@ from twllm.errors import UserError
 from twllm.evaluate.pictures import read_questions
 from twllm.feedback.store import RatingStore
 from twllm.model.vision import load_encoder
+from twllm.pipeline.stages import Context, Stage, build_stages
+from twllm.pipeline.vision_stages import add_vision
 from twllm.recipe import BaseConfig, load_recipe, validate
 from twllm.serve.app import create_app
 from twllm.serve.engines.torch.engine import TorchEngine
 from twllm.serve.operation.service import Service
-from twllm.stages import Context, Stage, build_stages
 from twllm.tokens.pictures import read_picture
 from twllm.tokens.tokenizer import ChatTokenizer
 from twllm.train.config import MachineConfig
 from twllm.train.picture_config import VisionConfig
-from twllm.vision_stages import add_vision
 
-RECIPES = Path(__file__).parents[1] / "recipes"
+RECIPES = Path(__file__).parents[2] / "recipes"
 PHASE = {"lr": 2e-3, "batch_tokens": 2048, "context": 1024}
 
 

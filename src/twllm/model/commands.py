@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from twllm import size_commands
+from twllm.model import commands_size as size_commands
 
 app = typer.Typer(
     no_args_is_help=True, help="改模型的形狀：大小、深度、詞彙、專家混合 (size, depth, vocabulary, experts)."
