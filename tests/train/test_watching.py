@@ -257,6 +257,18 @@ def test_watch_ends_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert CliRunner().invoke(app, ["train", "watch", str(out)], catch_exceptions=False).exit_code == 0
 
 
+def test_documents_that_did_not_move_the_loss_are_counted_at_the_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Watcher(tmp_path, "sft", 0, 40, False) as watcher:
+        for step in (3, 9):
+            watcher.alarm(step, f"第 {step} 步：難的文件", loud=False)
+        watcher.alarm(10, "第 10 步損失 9.00")
+        before = capsys.readouterr().err
+    assert "損失 9.00" in before and "難的文件" not in before and len(watcher.view.alarms) == 3
+    assert "2 步" in capsys.readouterr().err
+
+
 def test_view_in_a_terminal_and_from_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from rich.console import Console
 

@@ -117,7 +117,7 @@ class Observer:
     def after_step(self, step: int, watcher: Watcher | NoWatcher) -> None:
         """Show what came up in optimizer step `step` (from 1), and ask the prompts where it is time."""
         for alarm in self.pending:
-            watcher.alarm(step, alarm.text())
+            watcher.alarm(step, alarm.text(), loud=alarm.z >= self.config.alarm_z)
         self.pending = []
         if self.sampler and self.sampler.due(step):
             answers = self.sampler.answers(self.trainer.model, self.trainer.machine)

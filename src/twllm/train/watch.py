@@ -50,6 +50,7 @@ class Watcher:
         self._times.append((time.perf_counter(), 0))
         self.view = View(name, steps)
         self.view.rows += kept
+        self._num_quiet = 0
         self._console = Console(stderr=True, highlight=False)
         self._live = Live(console=self._console, auto_refresh=False, transient=True) if sys.stderr.isatty() else None
         self._shown = self._next = time.perf_counter()
@@ -70,11 +71,14 @@ class Watcher:
         self.view.rows.append(row)
         self._show(step, row)
 
-    def alarm(self, step: int, text: str) -> None:
-        """Something is wrong with the data, or the learning rate."""
+    def alarm(self, step: int, text: str, loud: bool = True) -> None:
+        """Something is wrong with the data, or the learning rate; not `loud`: perhaps, and one line at the end says how often."""
         self.view.alarms.append(text)
         self._trackers.text("alarm", text, step)
-        self._console.print(Text.assemble(("⚠ ", "bold red"), f"{self.view.name}：{printable(text)}"))
+        if loud:
+            self._console.print(Text.assemble(("⚠ ", "bold red"), f"{self.view.name}：{printable(text)}"))
+        else:
+            self._num_quiet += 1
 
     def sample(self, step: int, prompts: Sequence[str], answers: Sequence[str]) -> None:
         """What the model says now."""
@@ -107,6 +111,9 @@ class Watcher:
     ) -> None:
         if self._live:
             self._live.stop()
+        if self._num_quiet:
+            told = f"{self.view.name}：{self._num_quiet} 步裡有文件的損失特別高，難的或壞的，記在 alarms.jsonl (unusual documents)"
+            self._console.print(told, markup=False)
         self._stream.close()
         self._trackers.close()
 
@@ -117,7 +124,7 @@ class NoWatcher:
     def log(self, step: int, tokens: int, **values: float) -> None:
         """Nothing."""
 
-    def alarm(self, step: int, text: str) -> None:
+    def alarm(self, step: int, text: str, loud: bool = True) -> None:
         """Nothing."""
 
     def sample(self, step: int, prompts: Sequence[str], answers: Sequence[str]) -> None:
