@@ -337,8 +337,8 @@ def report(root: Path) -> None:
                 found = json.loads(file.read_text())
                 looks += [(method, context, when, found[when]) for when in ("before", "pretrain", "sft")]
     for method, context, when, found in looks:
-        if context == longest:
-            curves[f"{method}, {when}"] = found["bits"]
+        if context == longest and when in ("untrained", "sft"):
+            curves[f"{method}, {'trained' if when == 'sft' else when}"] = found["bits"]
         cells = [
             f"{sum(a)}/{sum(n)}" if sum(n) else ""
             for a, n in zip(found.get("all found", []), found.get("all asked", []), strict=True)

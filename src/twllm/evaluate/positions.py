@@ -140,5 +140,5 @@ def plot(
         axes.plot(report["buckets"], values, marker="o", markersize=3, label=label)
     axes.set(xlabel="position in the row (tokens)", ylabel=ylabel, title=title)
     axes.grid(alpha=0.3)
-    axes.legend()
+    figure.legend(loc="outside right upper")
     figure.savefig(target, dpi=110)
