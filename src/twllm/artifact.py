@@ -16,7 +16,7 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -26,6 +26,7 @@ from twllm import __version__
 from twllm.errors import UserError
 
 MANIFEST = "manifest.json"
+BESIDE_WEIGHTS = ("*.json", "*.jinja", "*.model")  # what a checkpoint folder holds besides its tensors
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -122,6 +123,16 @@ def _as_umask_says(folder: Path) -> None:
         for file in files:
             file.chmod(stat.S_IMODE(probe.stat().st_mode))
         probe.unlink()
+
+
+def copy_files(
+    folder: Path, out: Path, patterns: Sequence[str] = BESIDE_WEIGHTS, but: Sequence[str] = (MANIFEST,)
+) -> None:
+    """Copy a folder's files that match one of `patterns` and none of `but` into the folder `out`."""
+    for pattern in patterns:
+        for file in sorted(folder.glob(pattern)):
+            if not any(file.match(name) for name in but):
+                shutil.copyfile(file, out / file.name)
 
 
 def _refuse_foreign(path: Path) -> None:

@@ -49,9 +49,10 @@ def conversations(
         UserError: documents too short for their needles.
     """
     known, words = needles()
-    if not per_text * max(len(needle.sentence) for needle in known) + 40 <= shortest <= longest:
+    least = per_text * max(len(needle.sentence) for needle in known) + 40
+    if not least <= shortest <= longest:
         what = "文件太短，藏不了針，或最短比最長還長 (too short for its needles)"
-        fix = f"最短至少 {per_text * max(len(needle.sentence) for needle in known) + 40} 字，而且不超過最長"
+        fix = f"最短至少 {least} 字，而且不超過最長"
         raise UserError(what, f"--shortest {shortest} --longest {longest}", fix)
     task = tasks()["needle_zh"]
     asked = {value for item in needle_items(task, None) for value in item.references}

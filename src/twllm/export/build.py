@@ -5,7 +5,6 @@ others in folders of their names; asked for alone, a format has the folder to it
 """
 
 import json
-import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -13,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from twllm.artifact import hash_path, write_folder, write_manifest
+from twllm.artifact import copy_files, hash_path, write_folder, write_manifest
 from twllm.corpus.licences import DataUse
 from twllm.errors import UserError, did_you_mean
 from twllm.export.losses import QUESTIONS, loss_row, measure_folder, measure_gguf, try_measuring
@@ -285,10 +284,7 @@ def write_formats(
 
 def copy_checkpoint(folder: Path, out: Path) -> None:
     """The files that make a Hugging Face folder."""
-    for pattern in FILES:
-        for file in folder.glob(pattern):
-            if file.name != "manifest.json":
-                shutil.copyfile(file, out / file.name)
+    copy_files(folder, out, FILES)
 
 
 def _quantised(kind: str, folder: Path, target: Path, measured: Measured) -> dict[str, Any]:

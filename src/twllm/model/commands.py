@@ -1,16 +1,16 @@
-"""`twllm model`: give a checkpoint another vocabulary or experts, and look at how experts are used; sizes are in size_commands.py."""
+"""`twllm model`: give a checkpoint another vocabulary or experts, and look at how experts are used; sizes are in commands_size.py."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from twllm.model import commands_size as size_commands
+from twllm.model import commands_size
 
 app = typer.Typer(
     no_args_is_help=True, help="改模型的形狀：大小、深度、詞彙、專家混合 (size, depth, vocabulary, experts)."
 )
-size_commands.register(app)
+commands_size.register(app)
 
 Out = Annotated[Path, typer.Option("--out", help="輸出資料夾")]
 Checkpoint = Annotated[str, typer.Argument(help="模型資料夾或 hub 名稱 (checkpoint)", metavar="MODEL")]

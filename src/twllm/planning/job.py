@@ -83,6 +83,11 @@ class Job:
         return not (self.adapter or self.experts or self.tensor > 1 or self.eyes)
 
     @property
+    def tables(self) -> int:
+        """Parameters of the embedding and the head, one table where they are tied."""
+        return self.vocab * self.size.D * (1 if self.size.tied else 2)
+
+    @property
     def learns_language(self) -> bool:
         """Whether the language model's own weights learn (without `freeze`'s), not adapters or what stands before it."""
         return not self.adapter and not (self.eyes and "language" not in self.eyes.learns)

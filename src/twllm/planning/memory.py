@@ -104,8 +104,9 @@ def moments(job: Job) -> list[Moment]:
     layer, head = layer_parameters(size, job.experts) / job.tensor, float(job.vocab * size.D)
     token, saved = layer_bytes(job), kept_bytes(job)
     on_card = saved if not job.offload else min(saved, 2 * t * token)  # the rest waits in the host's memory
-    tables = job.vocab * size.D * (1 if size.tied else 2)
-    learns_head = "lm_head" in job.adapter.whole if job.adapter else job.learns_language and job.frozen_tables < tables
+    learns_head = (
+        "lm_head" in job.adapter.whole if job.adapter else job.learns_language and job.frozen_tables < job.tables
+    )
     kept = 4 * job.trained / job.shards  # all gradients, once the backward pass has been through
     before = kept if job.accumulates else 0.0
     made = 4 * head if learns_head else 0.0  # with the loss, in the forward pass, beside earlier micro-batches' own
@@ -125,7 +126,7 @@ def moments(job: Job) -> list[Moment]:
     if job.learns_language:
         table = 4 * head * (job.accumulates or size.tied)  # made whole, then added
         if scattered:  # both ends are summed over the processes together, at the end, out of one flat copy
-            table = 8 * head * (1 if size.tied else 2)
+            table = 8 * job.tables
         found.append(Moment("embedding", in_layer, kept + table, 4 * t * size.D, 0.0))
     if job.teacher:
         a = job.teacher
@@ -184,7 +185,7 @@ def _copies(job: Job, moment: str, layer: float, head: float) -> float:
         # FSDP's, with tensor parallel only, too: what it gathers stands beside the shards; "full": a layer in use and the next one
         layers = 2 * (layer + extra / size.L) if job.sharding == "full" else size.L * layer + extra
         # embedding and head travel as they are (train/parallel.py)
-        tables = head * (1 if size.tied else 2) * (4 if job.learns_language else moving)
+        tables = job.tables * (4 if job.learns_language else moving)
         return moving * layers + tables + 4 * head * (len(job.adapter.whole) if job.adapter else 0)
     if moment == "update" or job.precision == "fp32":
         return unpacked

@@ -84,8 +84,7 @@ def step_time(job: Job, gpu: Gpu, batch_tokens: int) -> StepTime:
     longer = again(job)
     compute = step_flops(job, batch_tokens) / job.gpus * longer / (gpu.peak_tflops * 1e12 * REACHED)
     compute += micros * size.L * LAYER_S * longer
-    tables = job.vocab * size.D * (1 if size.tied else 2)
-    whole = job.own_parameters + tables * job.learns_language  # which travel in fp32
+    whole = job.own_parameters + job.tables * job.learns_language  # which travel in fp32
     link = (gpu.link_gb_s if job.gpus <= gpu.per_host else min(NETWORK_GB_S, gpu.link_gb_s)) * 1e9 * TRAFFIC
     travels = waits = 0.0
     if groups > 1:

@@ -4,11 +4,10 @@ One file of weights at a time, each number rounded once, to the nearest. Not cov
 """
 
 import json
-import shutil
 from pathlib import Path
 
-from twllm.artifact import write_json
-from twllm.errors import UserError
+from twllm.artifact import copy_files, write_json
+from twllm.release.quantise import plain_config
 
 
 def write_bf16(folder: Path, out: Path) -> None:
@@ -20,13 +19,8 @@ def write_bf16(folder: Path, out: Path) -> None:
     import torch
     from safetensors.torch import load_file, save_file
 
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if config.get("quantization_config"):
-        raise UserError("這個模型已經量化過 (quantised already)", folder, "從原始精度的資料夾匯出")
-    for pattern in ("*.json", "*.jinja", "*.model"):
-        for file in folder.glob(pattern):
-            if file.name != "manifest.json":
-                shutil.copyfile(file, out / file.name)
+    config = plain_config(folder)
+    copy_files(folder, out)
     size = 0
     for file in sorted(folder.glob("*.safetensors")):
         tensors = {

@@ -9,7 +9,6 @@ single parameters, quantised bases; adapters of other kinds than LoRA.
 import json
 import math
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from twllm.artifact import copy_files
 from twllm.errors import UserError, require_file
 
 PREFIX = "base_model.model."
@@ -70,13 +70,9 @@ def merge_adapter(adapter: Path, base: Path, out: Path) -> dict[str, Any]:
     """
     config = read_adapter_config(adapter)
     changes = Changes(adapter, config, base)
-    for file in sorted(base.glob("*.json")) + sorted(base.glob("*.jinja")) + sorted(base.glob("*.model")):
-        if file.name != "manifest.json":
-            shutil.copyfile(file, out / file.name)
+    copy_files(base, out)
     if any(adapter.glob("tokenizer.json")):
-        for pattern in TOKENIZER:
-            for file in adapter.glob(pattern):
-                shutil.copyfile(file, out / file.name)
+        copy_files(adapter, out, TOKENIZER)
     files = sorted(base.glob("*.safetensors"))
     if not files:
         raise UserError("底模沒有 safetensors 權重檔 (no safetensors)", base, "需要 safetensors 格式的底模")

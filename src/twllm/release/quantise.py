@@ -11,7 +11,6 @@ Not covered: mixtures of experts, quantised embeddings, int8 activations.
 import contextlib
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from itertools import islice, zip_longest
@@ -19,14 +18,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from twllm import data
+from twllm.artifact import copy_files
 from twllm.errors import UserError
 from twllm.tokens.tokenizer import ChatTokenizer
 
 Method = Literal["int8", "gptq", "awq"]
 CALIBRATION_ROWS = 256  # what GPTQ's paper (arXiv 2210.17323) doubles; rows here are short
 CALIBRATION_TOKENS = 512  # of a row; chosen
-KEPT = ("*.json", "*.jinja", "*.model")
-WEIGHTS = ("config.json", "model.safetensors.index.json", "manifest.json")
+NOT_KEPT = ("config.json", "model.safetensors.index.json", "manifest.json", "README*")
 
 
 def quantise(folder: Path, out: Path, method: Method, rows: int = CALIBRATION_ROWS) -> dict[str, Any]:
@@ -35,16 +34,23 @@ def quantise(folder: Path, out: Path, method: Method, rows: int = CALIBRATION_RO
     Raises:
         UserError: the library is missing, the model is quantised already, or its widths fit no group.
     """
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if config.get("quantization_config"):
-        raise UserError("這個模型已經量化過 (quantised already)", folder, "從原始精度的資料夾匯出")
+    config = plain_config(folder)
     facts = _int8(folder, out) if method == "int8" else _four_bits(folder, out, method, config, rows)
-    for pattern in KEPT:
-        for file in folder.glob(pattern):
-            if file.name not in WEIGHTS and not file.name.startswith("README"):
-                shutil.copyfile(file, out / file.name)
+    copy_files(folder, out, but=NOT_KEPT)
     _keep_contract(config, out)
     return facts
+
+
+def plain_config(folder: Path) -> dict[str, Any]:
+    """config.json of a checkpoint that is not quantised.
+
+    Raises:
+        UserError: it is.
+    """
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if config.get("quantization_config"):
+        raise UserError("這個模型已經量化過 (quantised already)", folder, "從原始精度的資料夾匯出")
+    return config
 
 
 def _int8(folder: Path, out: Path) -> dict[str, Any]:

@@ -184,10 +184,7 @@ def document_losses(batches: "Iterable[Batch]", told: "Iterable[Tensor]") -> lis
     found = []
     for batch, tokens in zip(batches, told, strict=True):
         sums = np.append(0.0, np.cumsum(tokens.cpu().numpy(), dtype=np.float64))
-        before = np.append(0, np.cumsum(batch.labels.cpu().numpy().ravel() >= 0))  # labelled tokens before a place
-        T = batch.ids.shape[1]
-        for document, (row, start, length) in zip(batch.documents, batch.pieces, strict=True):
-            first, end = before[[row * T + start, row * T + start + length]]
+        for document, (first, end) in zip(batch.documents, batch.label_spans(), strict=True):
             if end > first:
                 found.append((document, float(sums[end] - sums[first]) / int(end - first), int(end - first)))
     return found

@@ -50,6 +50,13 @@ class Batch:
         found = [document for row in self.rows for document, _, _ in row.pieces]
         return [found[owner] for owner in self.cut.owners] if self.cut else found
 
+    def label_spans(self) -> NDArray[np.int64]:
+        """(S, 2) where each piece's labelled tokens begin and end among the micro-batch's."""
+        before = np.append(0, np.cumsum(self.labels.cpu().numpy().ravel() >= 0))
+        rows, starts, lengths = np.array(self.pieces, np.int64).reshape(-1, 3).T
+        first = rows * self.ids.shape[1] + starts
+        return np.asarray(before[np.stack([first, first + lengths], 1)])
+
     def inputs(self, model: Any) -> dict[str, Tensor]:
         """What the decoder of `model` is given to read: ids here, embeddings where there are pictures (pictures.py)."""
         return {"input_ids": self.ids}

@@ -95,10 +95,10 @@ class PreferenceObjective:
     def begin(self, batches: Sequence[Batch]) -> float:
         """The number of pairs, or of rated answers; for KTO, z is computed."""
         self.seen = []
-        labels = self.labels[[number for batch in batches if not batch.filler for number in _documents(batch)]]
+        labels = self.labels[[number for batch in batches if not batch.filler for number in batch.documents]]
         if self.config.method == "dpo":
             if self.config.sft_weight:
-                counted = [int(_lengths(b)[self.labels[_documents(b)] > 0].sum()) for b in batches if not b.filler]
+                counted = [int(_lengths(b)[self.labels[b.documents] > 0].sum()) for b in batches if not b.filler]
                 pairs, tokens = all_sum([len(labels) / 2, float(sum(counted))])
                 self._sft = self.config.sft_weight * pairs / max(1.0, tokens)
             return len(labels) / 2
@@ -119,7 +119,7 @@ class PreferenceObjective:
         self.seen.append(torch.stack([ratios.detach()[rated], labels[rated].to(ratios.dtype)]))
         if self.config.method == "dpo":
             loss = dpo_losses(ratios, _lengths(batch).to(ratios.device), self.config).sum()
-            chosen = ratios + self.reference[_documents(batch)].to(ratios.device)  # log π
+            chosen = ratios + self.reference[batch.documents].to(ratios.device)  # log π
             return loss - self._sft * chosen[labels > 0].sum() if self._sft else loss
         return kto_losses(ratios[rated], labels[rated], self.kl, self.config).sum()
 
@@ -139,13 +139,13 @@ class PreferenceObjective:
         return {**found, "kl": float(self.kl)}
 
     def _labels(self, batch: Batch) -> Tensor:
-        return self.labels[_documents(batch)].to(self.model.device)
+        return self.labels[batch.documents].to(self.model.device)
 
     def _ratios(self, batch: Batch) -> Tensor:
         """(S,) log π − log π₀."""
         with self.machine.autocast():
             found = sequence_logprobs(self.model, batch.to(self.model.device), self.machine.attention)
-        return found - self.reference[_documents(batch)].to(found.device)
+        return found - self.reference[batch.documents].to(found.device)
 
     def _reference(self, data: PackedData, file: Path) -> np.ndarray:
         """(documents,) log π₀ of every document, from the file where it was computed with the same weights."""
@@ -172,7 +172,7 @@ class PreferenceObjective:
             ):  # each process one of `shares` rows; the last ones are asked again
                 batch = data.batch([rows[min(start + mine, len(rows) - 1)]])
                 logprobs = sequence_logprobs(self.model, batch.to(self.model.device), self.machine.attention)
-                found[_documents(batch)] = logprobs.float().cpu().numpy()
+                found[batch.documents] = logprobs.float().cpu().numpy()
         self.model.train(training)
         for part in gather(found) if count() > 1 else ():
             found = np.where(found == 0, part, found)  # what another process computed
@@ -181,14 +181,9 @@ class PreferenceObjective:
         return found
 
 
-def _documents(batch: Batch) -> list[int]:
-    """Numbers of the documents, in the order of `batch.pieces`."""
-    return [document for row in batch.rows for document, _, _ in row.pieces]
-
-
 def _lengths(batch: Batch) -> Tensor:
     """(S,) learned tokens of each document."""
-    return torch.tensor([int((batch.labels[r, at : at + n] >= 0).sum()) for r, at, n in batch.pieces])
+    return torch.from_numpy(np.diff(batch.label_spans())[:, 0])
 
 
 def _mean(values: Tensor) -> Tensor:
